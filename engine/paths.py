@@ -1,0 +1,80 @@
+"""Where everything lies: one data folder, private to its user.
+
+The rule: no other module joins path names of the data folder.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+ASSETS = Path(__file__).parent / "assets"
+STARTER_MODEL = ASSETS / "starter-model"
+STARTER_ROWS = ASSETS / "starter-data" / "rows.jsonl"
+
+
+@dataclass(frozen=True)
+class Home:
+    """The data folder. Make one with `Home.default()` or `Home(path)`, then `make()` it."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> Home:
+        """Return the folder that FUSION_HOME names, else the platform's own."""
+        named = os.environ.get("FUSION_HOME")
+        return cls(Path(named).expanduser().absolute() if named else platformdirs.user_data_path("fusion-tui"))
+
+    def make(self) -> None:
+        """Make the folder and its parts, readable by this user alone."""
+        for folder in (self.root, self.root / "runs", self.root / "models", self.root / "datasets"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @property
+    def store(self) -> Path:
+        """The job store."""
+        return self.root / "store.db"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one supervisor; never unlinked."""
+        return self.root / "supervisor.lock"
+
+    @property
+    def app_lock(self) -> Path:
+        """Held, shared, by every open app; the supervisor leaves some time after the last."""
+        return self.root / "app.lock"
+
+    @property
+    def supervisor_info(self) -> Path:
+        """Who the supervisor is and where its API listens."""
+        return self.root / "supervisor.json"
+
+    @property
+    def supervisor_log(self) -> Path:
+        """Output of a supervisor in the background."""
+        return self.root / "supervisor.log"
+
+    @property
+    def token(self) -> Path:
+        """The first API key, mode 0600."""
+        return self.root / "token"
+
+    def run(self, job_id: str) -> Path:
+        """All files of one job's run."""
+        return self.root / "runs" / job_id
+
+    def attempt(self, job_id: str, fence: int) -> Path:
+        """Files that only the worker with this fence writes."""
+        return self.run(job_id) / f"attempt-{fence}"
+
+    def model(self, model_id: str) -> Path:
+        """A model that a job made or an import converted."""
+        return self.root / "models" / model_id
+
+    def dataset(self, dataset_id: str) -> Path:
+        """The immutable copy of a dataset version."""
+        return self.root / "datasets" / dataset_id

@@ -1,0 +1,170 @@
+"""Starting, recognising and signalling processes.
+
+The rule: every spawn and every signal in the project happens here, and a signal goes only to a process whose
+identity (boot, pid, start time) was read again just before.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A process that no later one can be mistaken for: `start_ticks` is its start in clock ticks since boot."""
+
+    boot_id: str
+    pid: int
+    start_ticks: int
+
+
+def boot_id() -> str:
+    """Return a text that is different after each boot of this machine."""
+    try:
+        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return str(int(psutil.boot_time()))
+
+
+def _start_ticks(pid: int) -> int | None:
+    """Return when `pid` started, or None where it does not run (a zombie does not)."""
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+        # The command's name, in parentheses, may hold anything: the fields begin after the last one.
+        fields = stat[stat.rindex(")") + 2 :].split()
+        return None if fields[0] in ("Z", "X") else int(fields[19])
+    except (OSError, ValueError, IndexError):
+        if _PROC.joinpath("self/stat").exists():
+            return None
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else int(process.create_time() * 100)
+    except psutil.Error:
+        return None
+
+
+def identify(pid: int) -> Identity | None:
+    """Return the identity of a running process, or None."""
+    ticks = _start_ticks(pid)
+    return None if ticks is None else Identity(boot_id(), pid, ticks)
+
+
+def is_alive(identity: Identity) -> bool:
+    """Say whether this very process still runs."""
+    return identify(identity.pid) == identity
+
+
+def spawn(
+    argv: Sequence[str], *, cwd: Path, stdout: Path, stderr: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a process that outlives this one: own session, no terminal, files for output, no inherited descriptor."""
+    with stdout.open("ab") as out, stderr.open("ab") as err:
+        return subprocess.Popen(
+            list(argv),
+            cwd=cwd,
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            close_fds=True,
+        )
+
+
+def send(identity: Identity, number: int, *, group: bool = False) -> bool:
+    """Signal a process, or with `group` its whole process group. Returns False when it is gone."""
+    try:
+        descriptor = os.pidfd_open(identity.pid) if hasattr(os, "pidfd_open") else -1
+    except OSError:
+        return False
+    try:
+        # With the pidfd held, the pid cannot be reused between this look and the signal.
+        if not is_alive(identity):
+            return False
+        if group:
+            os.killpg(identity.pid, number)
+        elif descriptor >= 0:
+            signal.pidfd_send_signal(descriptor, number)
+        else:
+            os.kill(identity.pid, number)
+        return True
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class DeathWatch:
+    """Waits until one of several processes ends, without polling where the system has pidfds."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[int, int] = {}
+
+    def add(self, pid: int) -> None:
+        """Watch `pid`; one that is gone already is simply not watched."""
+        if pid not in self._descriptors and hasattr(os, "pidfd_open"):
+            try:
+                self._descriptors[pid] = os.pidfd_open(pid)
+            except OSError:
+                pass
+
+    def discard(self, pid: int) -> None:
+        """Watch `pid` no longer."""
+        descriptor = self._descriptors.pop(pid, -1)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def wait(self, seconds: float) -> None:
+        """Return when a watched process ended or after `seconds`."""
+        if not self._descriptors:
+            time.sleep(seconds)
+            return
+        poll = select.poll()
+        for descriptor in self._descriptors.values():
+            poll.register(descriptor, select.POLLIN)
+        poll.poll(seconds * 1000)
+
+
+def training_environment(workers: int = 1) -> dict[str, str]:
+    """Return what a training process needs in its environment beside what is there.
+
+    Two torch processes that each take every core slow each other many times over: OpenMP threads spin.
+    """
+    threads = max(1, (os.cpu_count() or 1) // max(1, workers))
+    return {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+
+
+def run_tool(module: str, arguments: Sequence[str], *, python: str = sys.executable) -> str:
+    """Run one of the trainer's tools to its end and return its output. Raises RuntimeError with its last words."""
+    done = subprocess.run(
+        [python, "-m", module, *arguments],
+        env={**os.environ, **training_environment()},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise RuntimeError(lines[-1] if lines else f"{module} ended with {done.returncode}")
+    return done.stdout

@@ -1,0 +1,343 @@
+"""The one door to the work: what the terminal app, the command line and the HTTP API all call.
+
+The rule: a rule about jobs, models or datasets stands here or below, never in a face. Methods are safe to call from
+any thread; each takes milliseconds except the imports, which report progress.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from engine import atomic, catalog, resources, settings, specs
+from engine.catalog import AnyModel
+from engine.errors import Conflict, UnknownReference
+from engine.importing import Progress, silent
+from engine.paths import Home
+from engine.resources import Device
+from engine.settings import Settings
+from store import NotFound, Store, states, telemetry
+from store import catalog as entries
+from store import jobs as job_rows
+from store import keys as key_rows
+from store.catalog import BaseModel, Dataset, Model
+from store.jobs import Event, Job
+from store.keys import Key
+from store.telemetry import Checkpoint, LogLine, Point
+
+__all__ = [
+    "AnyModel",
+    "BaseModel",
+    "Checkpoint",
+    "Dataset",
+    "Device",
+    "Event",
+    "Job",
+    "Key",
+    "LogLine",
+    "Model",
+    "Point",
+    "Service",
+    "Submission",
+]
+
+# Room that a job needs to write its first checkpoint and its logs; the worker checks again before each save.
+ROOM_TO_START = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The answer to a submit: the job, and whether this very call made it."""
+
+    job: Job
+    created: bool
+
+
+def package_version() -> str:
+    """Return the installed version of fusion-tui."""
+    try:
+        return version("fusion-tui")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+class Service:
+    """One data folder, its store and its settings."""
+
+    def __init__(
+        self,
+        home: Home | None = None,
+        *,
+        config: Settings | None = None,
+        clock: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        """Open (or make) the data folder. Raises StoreError, EngineError."""
+        self.home = home or Home.default()
+        self.settings = config or settings.load()
+        self._clock = clock
+        self._new_id = new_id
+        try:
+            self.home.make()
+        except OSError as error:
+            raise Conflict(
+                f"The data folder {self.home.root} cannot be made ({error.strerror}). Set FUSION_HOME to another."
+            ) from None
+        self.store = Store(self.home.store)
+        catalog.seed_starter(self.store, clock())
+
+    def close(self) -> None:
+        """Close the store's connections."""
+        self.store.close()
+
+    # Jobs ---------------------------------------------------------------------------------------------------------
+
+    def submit(self, payload: Mapping[str, Any]) -> Submission:
+        """Queue a job. The same idempotency key with the same payload returns the same job.
+
+        `payload` is a request of the fusion dialect; models and datasets may be named by id or by name.
+        Raises InvalidRequest, UnknownReference, Conflict (key reused with another payload), NoSpace, StoreError.
+        """
+        request = specs.parse(payload)
+        digest = request.payload_hash()
+        resources.need_space(self.home.root, ROOM_TO_START, "a new run")
+        with self.store.write() as db:
+            known = job_rows.by_idempotency_key(db, request.idempotency_key)
+            if known:
+                if known.payload_hash != digest:
+                    raise Conflict(
+                        f"The idempotency key '{request.idempotency_key}' was used for another request "
+                        f"(job {known.id}). Use a new key for a new job."
+                    )
+                return Submission(known, created=False)
+            model = catalog.find_model(db, request.model_reference or "")
+            dataset = catalog.find_dataset(db, request.dataset_id or "")
+            job_id = self._new_id()
+            hyperparams = request.hyperparams.model_dump()
+            hyperparams["output_name"] = request.hyperparams.output_name or f"model-{job_id[:8]}"
+            job = job_rows.insert(
+                db,
+                id=job_id,
+                type=request.type,
+                name=request.name or f"{request.type}-{model.name}-{job_id[:4]}",
+                idempotency_key=request.idempotency_key,
+                payload_hash=digest,
+                hyperparams=hyperparams,
+                base_model_id=None if request.source_model_id else model.id,
+                source_model_id=model.id if request.source_model_id else None,
+                dataset_id=dataset.id,
+                tags=request.tags,
+                notes=request.notes,
+                total_steps=request.hyperparams.total_steps,
+                now=self._clock(),
+            )
+        return Submission(job, created=True)
+
+    def validate(self, payload: Mapping[str, Any]) -> None:
+        """Raise what `submit` would raise for a payload that cannot be a job; change nothing."""
+        request = specs.parse(payload)
+        self.model(request.model_reference or "")
+        self.dataset(request.dataset_id or "")
+
+    def jobs(self, *, status: str | None = None, limit: int | None = None, offset: int = 0) -> list[Job]:
+        """Return jobs, newest first."""
+        return job_rows.newest(self.store.read(), state=status, limit=limit, offset=offset)
+
+    def job(self, job_id: str) -> Job:
+        """Return the job with exactly this id. Raises NotFound."""
+        return job_rows.get(self.store.read(), job_id)
+
+    def find_job(self, reference: str) -> Job:
+        """Return the job that an id, a unique prefix of one, or a name means. Raises NotFound."""
+        found = job_rows.find(self.store.read(), reference) if reference else []
+        exact = [job for job in found if reference in (job.id, job.name)]
+        if len(exact or found) == 1:
+            return (exact or found)[0]
+        if not found:
+            raise NotFound(f"No job is called '{reference}'. See: fusion-tui jobs")
+        names = ", ".join(f"{job.id[:8]} ({job.name})" for job in exact or found)
+        raise NotFound(f"'{reference}' fits several jobs: {names}. Give more of the id.")
+
+    def job_counts(self) -> dict[str, int]:
+        """Return how many jobs are in each state that has any."""
+        return job_rows.count(self.store.read())
+
+    def points(self, job_id: str, *, since_step: int = -1) -> list[Point]:
+        """Return telemetry points with a step above `since_step`, in order; phase `eval` holds eval losses."""
+        return telemetry.points(self.store.read(), job_id, since_step=since_step)
+
+    def latest_step(self, job_id: str) -> int:
+        """Return the highest step with a point, or -1."""
+        return telemetry.latest_step(self.store.read(), job_id)
+
+    def latest_points(self, job_ids: list[str]) -> dict[str, Point]:
+        """Return each job's newest training point, where it has one."""
+        return telemetry.latest_points(self.store.read(), job_ids)
+
+    def logs(self, job_id: str, *, since: int = 0) -> list[LogLine]:
+        """Return the kept log lines with a number above `since`."""
+        return telemetry.log_lines(self.store.read(), job_id, since=since)
+
+    def events(self, job_id: str, *, after: int = 0) -> list[Event]:
+        """Return a job's events with an id above `after`, oldest first."""
+        return job_rows.events(self.store.read(), job_id, after=after)
+
+    def result(self, job_id: str) -> dict[str, Any] | None:
+        """Return a job's result with its cost at the user's rate, or None while there is none."""
+        body = telemetry.result(self.store.read(), job_id)
+        if body is None:
+            return None
+        cost = body.get("gpu_seconds", 0.0) / 3600 * self.settings.usd_per_gpu_hour
+        return {"job_id": job_id, **body, "cost_usd": round(cost, 6)}
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """Return a job's checkpoints, oldest first."""
+        return telemetry.checkpoints(self.store.read(), job_id)
+
+    def cancel(self, job_id: str) -> Job:
+        """End a queued job at once; ask a running one to finish its step, save and stop.
+
+        Raises NotFound; Conflict when the job is finished already.
+        """
+        now = self._clock()
+        with self.store.write() as db:
+            job = job_rows.get(db, job_id)
+            if job.finished:
+                raise Conflict(f"The job {job.name} is {job.state} already.")
+            if job.state in (states.QUEUED, states.PREEMPTED):
+                job_rows.transition(db, job_id, states.CANCELLED, fence=job.fence, now=now, finished_at=now, hold=None)
+            elif not job.stop_requested:
+                job_rows.update(db, job_id, stop_requested=1)
+                job_rows.add_event(db, job_id, "stop_requested", {}, now=now)
+            return job_rows.get(db, job_id)
+
+    def retry(self, job_id: str) -> Job:
+        """Queue a failed or cancelled job again; it goes on from its newest checkpoint.
+
+        Raises NotFound; Conflict when the job is neither failed nor cancelled.
+        """
+        with self.store.write() as db:
+            job = job_rows.get(db, job_id)
+            cleared = {"error": None, "finished_at": None, "stop_requested": 0, "not_before": 0.0, "activity": ""}
+            if not job_rows.transition(
+                db, job_id, states.QUEUED, fence=job.fence, now=self._clock(), detail={"why": "retry"}, **cleared
+            ):
+                raise Conflict(f"The job {job.name} is {job.state}; only failed and cancelled jobs can be retried.")
+            return job_rows.get(db, job_id)
+
+    def delete(self, job_id: str) -> None:
+        """Remove a finished job with its telemetry and checkpoints; the model it made stays.
+
+        Raises NotFound; Conflict while the job is not finished.
+        """
+        with self.store.write() as db:
+            job = job_rows.get(db, job_id)
+            if not job.finished:
+                raise Conflict(f"The job {job.name} is {job.state}. Cancel it first: fusion-tui cancel {job.id[:8]}")
+            job_rows.delete(db, job_id)
+        atomic.remove_tree(self.home.run(job_id))
+
+    # Catalogue ----------------------------------------------------------------------------------------------------
+
+    def base_models(self) -> list[BaseModel]:
+        """Return the imported models."""
+        return entries.base_models(self.store.read())
+
+    def models(self) -> list[Model]:
+        """Return the models that jobs made, newest first."""
+        return entries.models(self.store.read())
+
+    def datasets(self) -> list[Dataset]:
+        """Return the datasets, every version."""
+        return entries.datasets(self.store.read())
+
+    def model(self, reference: str) -> AnyModel:
+        """Return the base or trained model with this id, name or unique prefix. Raises UnknownReference."""
+        return catalog.find_model(self.store.read(), reference)
+
+    def dataset(self, reference: str) -> Dataset:
+        """Return the dataset with this id, name or unique prefix. Raises UnknownReference."""
+        return catalog.find_dataset(self.store.read(), reference)
+
+    def name_of(self, entry_id: str | None) -> str:
+        """Return the name of a model or dataset, or a short id where it is gone."""
+        for find in (self.model, self.dataset):
+            try:
+                return find(entry_id or "").name
+            except UnknownReference:
+                continue
+        return f"{entry_id[:8]} (removed)" if entry_id else "–"
+
+    def add_model(self, source: str, name: str, progress: Progress = silent) -> BaseModel:
+        """Import a model: a folder, a GGUF file or a hub name. Raises InvalidData, NoSpace, InvalidRequest."""
+        python = self.settings.trainer_python
+        return catalog.add_model(
+            self.store, self.home, source, name, now=self._clock(), progress=progress, python=python
+        )
+
+    def add_dataset(self, source: str, name: str, progress: Progress = silent) -> Dataset:
+        """Import a JSONL file as a new version of `name`. Raises InvalidData, NoSpace, InvalidRequest."""
+        return catalog.add_dataset(self.store, self.home, source, name, now=self._clock(), progress=progress)
+
+    def remove_model(self, reference: str) -> AnyModel:
+        """Remove a model; a folder that was imported in place stays. Raises UnknownReference, Conflict."""
+        entry = self.model(reference)
+        catalog.remove(self.store, self.home, entry)
+        return entry
+
+    def remove_dataset(self, reference: str) -> Dataset:
+        """Remove a dataset version. Raises UnknownReference, Conflict."""
+        entry = self.dataset(reference)
+        catalog.remove(self.store, self.home, entry)
+        return entry
+
+    # Machine and access -------------------------------------------------------------------------------------------
+
+    def devices(self) -> list[Device]:
+        """Return the devices that jobs run on, with their load."""
+        return resources.devices()
+
+    def token(self) -> str:
+        """Return the first API key, making it (all scopes, in a 0600 file) where there is none."""
+        path = self.home.token
+        # The write lock keeps two first starts apart; the file may outlive a crash before the row was committed.
+        with self.store.write() as db:
+            secret = path.read_text().strip() if path.exists() else ""
+            if not secret:
+                secret = f"fus_{secrets.token_urlsafe(32)}"
+                atomic.write_bytes(path, secret.encode() + b"\n")
+            if not key_rows.is_known(db, secret):
+                now = self._clock()
+                key_rows.add(db, id=self._new_id(), name="first key", secret=secret, scopes=key_rows.SCOPES, now=now)
+        return secret
+
+    def authenticate(self, secret: str) -> Key | None:
+        """Return the key with this secret, or None."""
+        return key_rows.authenticate(self.store.read(), secret)
+
+    def keys(self) -> list[Key]:
+        """Return the live API keys, without their secrets."""
+        return key_rows.listing(self.store.read())
+
+    def health(self) -> dict[str, Any]:
+        """Return what GET /health answers: version, state of the store, number of live workers."""
+        counts = self.job_counts()
+        working = sum(counts.get(state, 0) for state in states.ACTIVE)
+        writable = os.access(self.home.store, os.W_OK)
+        store_state = "ok" if writable else "readonly"
+        return {"status": "ok", "version": package_version(), "store": store_state, "workers": working}
+
+
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def clean_text(text: str) -> str:
+    """Return `text` without terminal control sequences, fit to be shown."""
+    return _CONTROL.sub("", text)

@@ -1,0 +1,1 @@
+"""The face: terminal app, command line and HTTP API over `engine.service`."""

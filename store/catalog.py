@@ -1,0 +1,119 @@
+"""The catalogue: base models, trained models, datasets.
+
+The rule: rows are versioned and never change what they point to; the same name again is a new version.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from sqlite_utils import Database
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A model that was imported. `precision` is the dtype of its weights, `params` their number."""
+
+    id: str
+    family: str
+    name: str
+    version: int
+    params: int
+    precision: str
+    path: str
+    source: str
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that a job made. `base_model_id` is the model the job started from."""
+
+    id: str
+    name: str
+    version: int
+    family: str
+    params: int
+    precision: str
+    base_model_id: str
+    job_id: str | None
+    path: str
+    status: str
+    created_at: float
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An immutable copy of rows. `format` names the row shape, `sha256` is of the file's bytes."""
+
+    id: str
+    name: str
+    version: int
+    format: str
+    rows: int
+    shard_count: int
+    bytes: int
+    sha256: str
+    path: str
+    source: str
+    status: str
+    created_at: float
+
+
+TABLES: dict[type, str] = {BaseModel: "base_models", Model: "models", Dataset: "datasets"}
+
+
+def _add(db: Database, entry: Any) -> Any:
+    """Insert `entry` as the next version of its name and return it with that version."""
+    table = TABLES[type(entry)]
+    row = db.conn.execute(f"SELECT max(version) FROM {table} WHERE name = ?", [entry.name]).fetchone()  # noqa: S608
+    numbered = replace(entry, version=int(row[0] or 0) + 1)
+    db.table(table).insert(asdict(numbered))
+    return numbered
+
+
+def add_base_model(db: Database, entry: BaseModel) -> BaseModel:
+    """Add a base model; its version is given here."""
+    added: BaseModel = _add(db, entry)
+    return added
+
+
+def add_model(db: Database, entry: Model) -> Model:
+    """Add a trained model; its version is given here. The same id twice is one row: ingest may repeat."""
+    for known in models(db):
+        if known.id == entry.id:
+            return known
+    added: Model = _add(db, entry)
+    return added
+
+
+def add_dataset(db: Database, entry: Dataset) -> Dataset:
+    """Add a dataset; its version is given here."""
+    added: Dataset = _add(db, entry)
+    return added
+
+
+def base_models(db: Database) -> list[BaseModel]:
+    """Return base models by name, newest version first."""
+    return [BaseModel(**row) for row in db.query("SELECT * FROM base_models ORDER BY name, version DESC")]
+
+
+def models(db: Database) -> list[Model]:
+    """Return trained models, newest first."""
+    return [Model(**row) for row in db.query("SELECT * FROM models ORDER BY created_at DESC, version DESC")]
+
+
+def datasets(db: Database) -> list[Dataset]:
+    """Return datasets by name, newest version first."""
+    return [Dataset(**row) for row in db.query("SELECT * FROM datasets ORDER BY name, version DESC")]
+
+
+def remove(db: Database, entry: BaseModel | Model | Dataset) -> None:
+    """Remove a catalogue row; the files are the caller's business."""
+    db.conn.execute(f"DELETE FROM {TABLES[type(entry)]} WHERE id = ?", [entry.id])  # noqa: S608
+
+
+def set_path(db: Database, entry: BaseModel | Dataset, path: str) -> None:
+    """Point a catalogue row at the same content in another place (a reinstalled package)."""
+    db.conn.execute(f"UPDATE {TABLES[type(entry)]} SET path = ? WHERE id = ?", [path, entry.id])  # noqa: S608

@@ -1,0 +1,130 @@
+"""Opening the store, reading from it, and the one way to write to it.
+
+The rule: every write is one short `BEGIN IMMEDIATE` transaction made by `Store.write()`; nothing else
+in the project begins one. sqlite-utils nests savepoints inside it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from store import schema
+from store.errors import StoreError, translate
+
+BUSY_TIMEOUT_S = 10.0
+
+
+def wal_is_safe(version: tuple[int, int, int]) -> bool:
+    """Say whether this SQLite is free of the WAL-reset fault (fixed in 3.51.3, 3.50.7 and 3.44.6).
+
+    Before these, two connections that write and checkpoint at once can corrupt a WAL database.
+    """
+    return version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51, 0) or (3, 44, 6) <= version < (3, 45, 0)
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that can be referred to weakly, so that threads may end without telling the store."""
+
+
+def first_row(db: Database, sql: str, values: Sequence[Any] = ()) -> dict[str, Any] | None:
+    """Return the first row, with the statement finished: an open one would hold the read lock."""
+    rows = list(db.query(sql, list(values)))
+    return rows[0] if rows else None
+
+
+class Store:
+    """One store file. Threads may share it: each gets connections of its own."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the store at `path`, making or migrating it where needed.
+
+        Raises StoreReadOnly, StoreBusy or StoreError.
+        """
+        self.path = path
+        self._local = threading.local()
+        self._connections: weakref.WeakSet[sqlite3.Connection] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        # Made here with private permissions: SQLite itself would follow the umask.
+        if not path.exists():
+            try:
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+            except OSError as error:
+                raise translate(sqlite3.OperationalError("unable to open"), path) from error
+        try:
+            mode = "WAL" if wal_is_safe(sqlite3.sqlite_version_info) else "DELETE"
+            self._writer().execute(f"PRAGMA journal_mode={mode}")
+            with self.write() as db:
+                schema.migrate(db)
+        except sqlite3.Error as error:
+            raise translate(error, path) from error
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_Connection,
+        )
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA trusted_schema=OFF")
+        with self._lock:
+            self._connections.add(connection)
+        return connection
+
+    def _writer(self) -> Database:
+        if not hasattr(self._local, "writer"):
+            self._local.writer = Database(self._connect())
+        writer: Database = self._local.writer
+        return writer
+
+    def read(self) -> Database:
+        """Return this thread's read connection; it refuses to write."""
+        if not hasattr(self._local, "reader"):
+            try:
+                connection = self._connect()
+                connection.execute("PRAGMA query_only=ON")
+            except sqlite3.Error as error:
+                raise translate(error, self.path) from error
+            self._local.reader = Database(connection)
+        reader: Database = self._local.reader
+        return reader
+
+    @contextmanager
+    def write(self) -> Iterator[Database]:
+        """Hold one IMMEDIATE transaction: all of it is committed, or on any error none of it."""
+        db = self._writer()
+        try:
+            db.conn.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.conn.execute("COMMIT")
+            except BaseException:
+                if db.conn.in_transaction:
+                    db.conn.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise translate(error, self.path) from error
+
+    def check(self) -> None:
+        """Run SQLite's quick_check. Raises StoreError with its findings."""
+        rows = [row[0] for row in self.read().execute("PRAGMA quick_check")]
+        if rows != ["ok"]:
+            raise StoreError(f"The job store {self.path} is damaged: {'; '.join(rows[:3])}")
+
+    def close(self) -> None:
+        """Close every connection of every thread."""
+        with self._lock:
+            for connection in list(self._connections):
+                connection.close()
+        self._local = threading.local()

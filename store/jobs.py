@@ -1,0 +1,218 @@
+"""Jobs and their events: one row per job, one event per change of state.
+
+The rule: the row equals the fold of its events. `transition` is the only function that writes `state`,
+by compare-and-set on (id, state, fence), with its event in the same transaction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlite_utils import Database
+
+from store import states
+from store.db import first_row
+from store.errors import NotFound
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as stored. Times are seconds since 1970; `eta_s` is seconds; `fence` counts claims."""
+
+    seq: int
+    id: str
+    type: str
+    name: str
+    state: str
+    fence: int
+    retries: int
+    idempotency_key: str
+    payload_hash: str
+    hyperparams: dict[str, Any]
+    base_model_id: str | None
+    source_model_id: str | None
+    dataset_id: str | None
+    output_model_id: str | None
+    tags: list[str]
+    notes: str
+    step: int
+    total_steps: int
+    last_checkpoint_step: int
+    activity: str
+    eta_s: float | None
+    stop_requested: bool
+    hold: str | None
+    not_before: float
+    error: str | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has reached completed, failed or cancelled."""
+        return self.state in states.FINISHED
+
+    @property
+    def progress(self) -> float:
+        """Share of the optimiser steps done, 0 to 1."""
+        if self.state == states.COMPLETED:
+            return 1.0
+        return min(self.step / self.total_steps, 1.0) if self.total_steps else 0.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job; `kind` is `state` for a change of state."""
+
+    id: int
+    ts: float
+    kind: str
+    payload: dict[str, Any]
+
+
+def _job(row: Mapping[str, Any]) -> Job:
+    values = dict(row)
+    for field in ("hyperparams", "tags"):
+        values[field] = json.loads(values[field])
+    values["stop_requested"] = bool(values["stop_requested"])
+    return Job(**values)
+
+
+def insert(
+    db: Database,
+    *,
+    id: str,
+    type: str,
+    name: str,
+    idempotency_key: str,
+    payload_hash: str,
+    hyperparams: Mapping[str, Any],
+    base_model_id: str | None,
+    source_model_id: str | None,
+    dataset_id: str | None,
+    tags: Sequence[str],
+    notes: str,
+    total_steps: int,
+    now: float,
+) -> Job:
+    """Add a queued job with its first event."""
+    db.table("jobs").insert(
+        {
+            "id": id,
+            "type": type,
+            "name": name,
+            "state": states.QUEUED,
+            "idempotency_key": idempotency_key,
+            "payload_hash": payload_hash,
+            "hyperparams": json.dumps(dict(hyperparams)),
+            "base_model_id": base_model_id,
+            "source_model_id": source_model_id,
+            "dataset_id": dataset_id,
+            "tags": json.dumps(list(tags)),
+            "notes": notes,
+            "total_steps": total_steps,
+            "created_at": now,
+        }
+    )
+    add_event(db, id, "state", {"from": None, "to": states.QUEUED}, now=now)
+    return get(db, id)
+
+
+def get(db: Database, job_id: str) -> Job:
+    """Return the job with this id. Raises NotFound."""
+    row = first_row(db, "SELECT * FROM jobs WHERE id = ?", [job_id])
+    if row:
+        return _job(row)
+    raise NotFound(f"No job has the id {job_id}.")
+
+
+def by_idempotency_key(db: Database, key: str) -> Job | None:
+    """Return the job that was submitted under `key`, if any."""
+    row = first_row(db, "SELECT * FROM jobs WHERE idempotency_key = ?", [key])
+    return _job(row) if row else None
+
+
+def find(db: Database, reference: str, limit: int = 10) -> list[Job]:
+    """Return jobs whose id starts with `reference` or whose name equals it, newest first."""
+    escaped = reference.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    sql = "SELECT * FROM jobs WHERE id LIKE ? ESCAPE '\\' OR name = ? ORDER BY seq DESC LIMIT ?"
+    return [_job(row) for row in db.query(sql, [escaped + "%", reference, limit])]
+
+
+def newest(db: Database, *, state: str | None = None, limit: int | None = None, offset: int = 0) -> list[Job]:
+    """Return jobs, newest first, of one state where `state` is given."""
+    where, values = ("WHERE state = ?", [state]) if state else ("", [])
+    sql = f"SELECT * FROM jobs {where} ORDER BY seq DESC LIMIT ? OFFSET ?"  # noqa: S608
+    return [_job(row) for row in db.query(sql, [*values, -1 if limit is None else limit, offset])]
+
+
+def count(db: Database) -> dict[str, int]:
+    """Return the number of jobs in each state that has any."""
+    return {row["state"]: row["n"] for row in db.query("SELECT state, count(*) AS n FROM jobs GROUP BY state")}
+
+
+def next_queued(db: Database, *, now: float) -> list[Job]:
+    """Return the queued jobs whose time has come, oldest first."""
+    sql = "SELECT * FROM jobs WHERE state = 'queued' AND not_before <= ? ORDER BY seq"
+    return [_job(row) for row in db.query(sql, [now])]
+
+
+def transition(
+    db: Database,
+    job_id: str,
+    to: str,
+    *,
+    fence: int,
+    now: float,
+    detail: Mapping[str, Any] | None = None,
+    **columns: Any,
+) -> bool:
+    """Move a job to state `to` if that is legal and `fence` is the current one; also set `columns`.
+
+    Returns False, with nothing written, when the job is in no state that leads to `to`, or the fence is stale.
+    """
+    before = first_row(db, "SELECT state FROM jobs WHERE id = ?", [job_id])
+    if before is None or to not in states.TRANSITIONS[before["state"]]:
+        return False
+    assignments = "".join(f", {name} = ?" for name in columns)
+    changed = db.conn.execute(
+        f"UPDATE jobs SET state = ?{assignments} WHERE id = ? AND state = ? AND fence = ?",  # noqa: S608
+        [to, *columns.values(), job_id, before["state"], fence],
+    ).rowcount
+    if changed:
+        add_event(db, job_id, "state", {"from": before["state"], "to": to, **(detail or {})}, now=now)
+    return bool(changed)
+
+
+def update(db: Database, job_id: str, **columns: Any) -> None:
+    """Set columns other than the state. Lists are stored as JSON. Raises NotFound."""
+    values = [json.dumps(value) if isinstance(value, list) else value for value in columns.values()]
+    assignments = ", ".join(f"{name} = ?" for name in columns)
+    changed = db.conn.execute(
+        f"UPDATE jobs SET {assignments} WHERE id = ?",  # noqa: S608
+        [*values, job_id],
+    ).rowcount
+    if not changed:
+        raise NotFound(f"No job has the id {job_id}.")
+
+
+def delete(db: Database, job_id: str) -> None:
+    """Remove a job with its attempts, events, telemetry and checkpoint rows."""
+    db.conn.execute("DELETE FROM jobs WHERE id = ?", [job_id])
+
+
+def add_event(db: Database, job_id: str, kind: str, payload: Mapping[str, Any], *, now: float) -> None:
+    """Append an event to a job's history."""
+    db.table("events").insert({"job_id": job_id, "ts": now, "kind": kind, "payload": json.dumps(dict(payload))})
+
+
+def events(db: Database, job_id: str, *, after: int = 0) -> list[Event]:
+    """Return a job's events, oldest first, with an id above `after`."""
+    sql = "SELECT id, ts, kind, payload FROM events WHERE job_id = ? AND id > ? ORDER BY id"
+    return [
+        Event(row["id"], row["ts"], row["kind"], json.loads(row["payload"])) for row in db.query(sql, [job_id, after])
+    ]
