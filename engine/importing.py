@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import struct
 from collections import Counter
@@ -46,6 +47,8 @@ def check_rows(path: Path, progress: Progress = silent) -> ImportedRows:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InvalidData(f"{path} {what}. Give a JSONL file: one JSON object a line.")
+    if not os.access(path, os.R_OK):
+        raise InvalidData(f"{path} cannot be read by this user. Check its permissions.")
     total = path.stat().st_size
     shapes: Counter[str] = Counter()
     faults: list[str] = []

@@ -23,7 +23,7 @@ from engine.importing import Progress, silent
 from engine.paths import Home
 from engine.resources import Device
 from engine.settings import Settings
-from store import NotFound, Store, states, telemetry
+from store import NotFound, Store, StoreError, states, telemetry
 from store import catalog as entries
 from store import jobs as job_rows
 from store import keys as key_rows
@@ -43,9 +43,12 @@ __all__ = [
     "Key",
     "LogLine",
     "Model",
+    "NotFound",
     "Point",
     "Service",
+    "StoreError",
     "Submission",
+    "states",
 ]
 
 # Room that a job needs to write its first checkpoint and its logs; the worker checks again before each save.
@@ -96,6 +99,10 @@ class Service:
     def close(self) -> None:
         """Close the store's connections."""
         self.store.close()
+
+    def version(self) -> int:
+        """Return a number that changes, for this thread, whenever anyone committed to the store."""
+        return int(self.store.read().execute("PRAGMA data_version").fetchone()[0])
 
     # Jobs ---------------------------------------------------------------------------------------------------------
 
@@ -225,7 +232,13 @@ class Service:
         """
         with self.store.write() as db:
             job = job_rows.get(db, job_id)
-            cleared = {"error": None, "finished_at": None, "stop_requested": 0, "not_before": 0.0, "activity": ""}
+            cleared: dict[str, Any] = {
+                "error": None,
+                "finished_at": None,
+                "stop_requested": 0,
+                "not_before": 0.0,
+                "activity": "",
+            }
             if not job_rows.transition(
                 db, job_id, states.QUEUED, fence=job.fence, now=self._clock(), detail={"why": "retry"}, **cleared
             ):

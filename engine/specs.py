@@ -42,7 +42,9 @@ class FinetuneHyperparams(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this norm.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Order of rows, split, initial adapters.")
     val_fraction: float = Field(0.05, gt=0, lt=0.9, description="Share of the rows held out for evaluation.")
-    eval_steps: int = Field(0, ge=0, description="Evaluate every so many steps; 0: ten times a run.")
+    eval_steps: int = Field(
+        0, ge=0, description="Evaluate every so many steps; 0: ten times a run, 25 steps apart or more."
+    )
     save_steps: int = Field(100, ge=1, description="Checkpoint every so many steps.")
     output_name: str | None = Field(None, pattern=NAME_PATTERN, description="Name of the new model.")
 
@@ -54,7 +56,7 @@ class FinetuneHyperparams(BaseModel):
     @property
     def eval_interval(self) -> int:
         """Steps between two evaluations."""
-        return self.eval_steps or max(1, self.steps // 10)
+        return self.eval_steps or max(25, self.steps // 10)
 
 
 # What a type of job needs: its settings. The types that api.md names but no verb carries out yet are listed too,

@@ -5,11 +5,35 @@ The rule: this is the only module that puts the supervisor and the API together.
 
 from __future__ import annotations
 
+import fcntl
 import json
-from dataclasses import dataclass
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from engine import process
+import click
+
+from engine import atomic, process
+from engine.errors import EngineError
 from engine.paths import Home
+
+if TYPE_CHECKING:
+    from engine.service import Service
+    from fusion_tui.api.server import ApiServer
+
+START_SECONDS = 20.0
+ALREADY_RUNNING = 3  # exit code
+# A supervisor that an app started leaves this long after the last app closed with nothing to do.
+IDLE_EXIT_SECONDS = 600.0
+
+log = logging.getLogger("fusion.daemon")
 
 
 @dataclass(frozen=True)
@@ -33,6 +57,173 @@ def running(home: Home) -> SupervisorInfo | None:
 def ensure_running(home: Home) -> SupervisorInfo:
     """Return the running supervisor, starting one in the background where there is none.
 
-    Raises EngineError with the last lines of its log when it does not come up in 20 s.
+    Raises EngineError with the last line of its log when it does not come up in 20 s.
     """
-    raise NotImplementedError
+    known = running(home)
+    if known:
+        return known
+    return start_in_background(home, ["--idle-exit", str(IDLE_EXIT_SECONDS), "--api-optional"])
+
+
+def start_in_background(home: Home, arguments: list[str]) -> SupervisorInfo:
+    """Start a supervisor that outlives this process. Raises EngineError when it does not come up."""
+    home.make()
+    child = process.spawn(
+        [sys.executable, "-m", "fusion_tui.daemon", *arguments],
+        cwd=home.root,
+        stdout=home.supervisor_log,
+        stderr=home.supervisor_log,
+        environment={"FUSION_HOME": str(home.root), "PYTHONUNBUFFERED": "1"},
+    )
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        info = running(home)
+        if info:
+            return info
+        # One that found the lock taken leaves at once, but then another is just coming up.
+        if child.poll() not in (None, ALREADY_RUNNING):
+            break
+        time.sleep(0.05)
+    raise EngineError(f"The supervisor did not start: {_last_line(home.supervisor_log)} (log: {home.supervisor_log})")
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return lines[-1] if lines else "it said nothing"
+
+
+def stop_running(home: Home, seconds: float = START_SECONDS) -> bool:
+    """Ask the running supervisor to leave and wait for it; workers go on. Returns False when it stays."""
+    info = running(home)
+    if info is None:
+        return True
+    process.send(info.identity, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    while process.is_alive(info.identity):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+class IdleExit:
+    """Says when nobody needs the supervisor any more: no app open, nothing queued or running, for some time."""
+
+    def __init__(self, home: Home, busy: Callable[[], bool], seconds: float) -> None:
+        self._home = home
+        self._busy = busy
+        self._seconds = seconds
+        self._needed_at = time.monotonic()
+
+    def _app_open(self) -> bool:
+        """Every open app holds the lock shared; the system frees it however the app ends."""
+        with self._home.app_lock.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+    def due(self) -> bool:
+        """Return True when the time is over."""
+        if self._app_open() or self._busy():
+            self._needed_at = time.monotonic()
+        return time.monotonic() - self._needed_at > self._seconds
+
+
+def serve(
+    service: Service,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    idle_exit: float | None = None,
+    api_optional: bool = False,
+    announce: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Run supervisor and API until TERM or INT (or idleness). Workers outlive it.
+
+    Raises AlreadyRunning; EngineError when the port is taken and the API is not optional.
+    """
+    from engine.supervisor import Supervisor
+
+    service.token()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    supervisor = Supervisor(service)
+    server: ApiServer | None = None
+    try:
+        server = _start_api(service, host, port, optional=api_optional)
+        identity = process.identify(os.getpid())
+        if identity is None:
+            raise EngineError("This process cannot be identified; is /proc mounted?")
+        url = server.url if server else None
+        atomic.write_json(service.home.supervisor_info, {**asdict(identity), "url": url})
+        announce(f"Supervisor for {service.home.root}; API at {url or 'no address (port in use)'}")
+        if idle_exit is not None:
+            watch = IdleExit(service.home, supervisor.busy, idle_exit)
+            threading.Thread(target=_leave_when_idle, args=(watch, stop), daemon=True).start()
+        supervisor.run(stop)
+    finally:
+        service.home.supervisor_info.unlink(missing_ok=True)
+        if server:
+            server.stop()
+        supervisor.close()
+
+
+def _start_api(service: Service, host: str | None, port: int | None, *, optional: bool) -> ApiServer | None:
+    from fusion_tui.api.server import ApiServer
+
+    server = ApiServer(service, host or service.settings.host, port or service.settings.port)
+    try:
+        server.start()
+    except EngineError as error:
+        if not optional:
+            raise
+        log.warning("%s The queue is carried out without the API.", error)
+        return None
+    return server
+
+
+def _leave_when_idle(watch: IdleExit, stop: threading.Event) -> None:
+    while not stop.wait(1.0):
+        if watch.due():
+            log.info("No app open and nothing to do: leaving.")
+            stop.set()
+
+
+@click.command()
+@click.option("--host")
+@click.option("--port", type=int)
+@click.option("--idle-exit", type=float)
+@click.option("--api-optional", is_flag=True)
+def main(host: str | None, port: int | None, idle_exit: float | None, api_optional: bool) -> None:
+    """Run supervisor and API for the data folder that FUSION_HOME names."""
+    from engine.service import Service
+    from engine.supervisor import AlreadyRunning
+    from store import StoreError
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        serve(
+            Service(),
+            host=host,
+            port=port,
+            idle_exit=idle_exit,
+            api_optional=api_optional,
+            announce=lambda line: log.info("%s", line),
+        )
+    except AlreadyRunning as error:
+        print(error, file=sys.stderr)
+        sys.exit(ALREADY_RUNNING)
+    except (EngineError, StoreError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

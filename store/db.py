@@ -32,7 +32,20 @@ def wal_is_safe(version: tuple[int, int, int]) -> bool:
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that can be referred to weakly, so that threads may end without telling the store."""
+    """A connection whose failures are store errors. (Being a class of ours, it can also be referred to weakly.)"""
+
+    path: Path
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        """Execute one statement. Raises StoreError; IntegrityError as it is, for it tells of the caller."""
+        try:
+            return super().execute(sql, parameters)
+        except (sqlite3.OperationalError, sqlite3.NotSupportedError) as error:
+            raise translate(error, self.path) from error
+        except sqlite3.DatabaseError as error:
+            if type(error) is sqlite3.DatabaseError:
+                raise translate(error, self.path) from error
+            raise
 
 
 def first_row(db: Database, sql: str, values: Sequence[Any] = ()) -> dict[str, Any] | None:
@@ -54,27 +67,24 @@ class Store:
         self._connections: weakref.WeakSet[sqlite3.Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         # Made here with private permissions: SQLite itself would follow the umask.
-        if not path.exists():
-            try:
-                os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            except OSError as error:
-                raise translate(sqlite3.OperationalError("unable to open"), path) from error
         try:
-            mode = "WAL" if wal_is_safe(sqlite3.sqlite_version_info) else "DELETE"
-            self._writer().execute(f"PRAGMA journal_mode={mode}")
-            with self.write() as db:
-                schema.migrate(db)
-        except sqlite3.Error as error:
-            raise translate(error, path) from error
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise translate(sqlite3.OperationalError("unable to open"), path) from error
+        mode = "WAL" if wal_is_safe(sqlite3.sqlite_version_info) else "DELETE"
+        self._writer().execute(f"PRAGMA journal_mode={mode}")
+        with self.write() as db:
+            schema.migrate(db)
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
+        connection: _Connection = sqlite3.connect(
             self.path,
             timeout=BUSY_TIMEOUT_S,
             isolation_level=None,
             check_same_thread=False,
             factory=_Connection,
         )
+        connection.path = self.path
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA trusted_schema=OFF")
@@ -91,11 +101,8 @@ class Store:
     def read(self) -> Database:
         """Return this thread's read connection; it refuses to write."""
         if not hasattr(self._local, "reader"):
-            try:
-                connection = self._connect()
-                connection.execute("PRAGMA query_only=ON")
-            except sqlite3.Error as error:
-                raise translate(error, self.path) from error
+            connection = self._connect()
+            connection.execute("PRAGMA query_only=ON")
             self._local.reader = Database(connection)
         reader: Database = self._local.reader
         return reader
@@ -104,17 +111,14 @@ class Store:
     def write(self) -> Iterator[Database]:
         """Hold one IMMEDIATE transaction: all of it is committed, or on any error none of it."""
         db = self._writer()
+        db.conn.execute("BEGIN IMMEDIATE")
         try:
-            db.conn.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.conn.execute("COMMIT")
-            except BaseException:
-                if db.conn.in_transaction:
-                    db.conn.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            raise translate(error, self.path) from error
+            yield db
+            db.conn.execute("COMMIT")
+        except BaseException:
+            if db.conn.in_transaction:
+                db.conn.execute("ROLLBACK")
+            raise
 
     def check(self) -> None:
         """Run SQLite's quick_check. Raises StoreError with its findings."""

@@ -168,16 +168,21 @@ def transition(
     *,
     fence: int,
     now: float,
+    new_fence: int | None = None,
     detail: Mapping[str, Any] | None = None,
     **columns: Any,
 ) -> bool:
     """Move a job to state `to` if that is legal and `fence` is the current one; also set `columns`.
+
+    A claim gives `new_fence`, which makes everything that was started under the old one stale.
 
     Returns False, with nothing written, when the job is in no state that leads to `to`, or the fence is stale.
     """
     before = first_row(db, "SELECT state FROM jobs WHERE id = ?", [job_id])
     if before is None or to not in states.TRANSITIONS[before["state"]]:
         return False
+    if new_fence is not None:
+        columns["fence"] = new_fence
     assignments = "".join(f", {name} = ?" for name in columns)
     changed = db.conn.execute(
         f"UPDATE jobs SET state = ?{assignments} WHERE id = ? AND state = ? AND fence = ?",  # noqa: S608

@@ -18,18 +18,27 @@ SHIPPED = ROOT / "engine" / "assets" / "starter-data"
 
 
 @pytest.fixture(scope="module")
-def docstrings():
-    return corpus.harvest(STDLIB)
+def library(tmp_path_factory):
+    """A part of the standard library: a third of the work, the same rules."""
+    folder = tmp_path_factory.mktemp("library")
+    for name in ("asyncio", "email", "http", "importlib", "multiprocessing", "pydoc_data", "unittest"):
+        shutil.copytree(STDLIB / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "test"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def docstrings(library):
+    return corpus.harvest(library)
 
 
 @pytest.fixture(scope="module")
 def rows(docstrings):
-    return corpus.question_rows(docstrings)
+    return corpus.question_rows(docstrings, count=400)
 
 
 @pytest.fixture(scope="module")
-def texts(docstrings, rows):
-    docs = [*corpus.harvest_topics(STDLIB), *docstrings, *corpus.harvest_comments(STDLIB)]
+def texts(library, docstrings, rows):
+    docs = [*corpus.harvest_topics(library), *docstrings, *corpus.harvest_comments(library)]
     return [row["text"] for row in corpus.text_rows(docs, rows)]
 
 
@@ -56,17 +65,14 @@ def assert_chat_row_is_valid(row):
 # ---- corpus --------------------------------------------------------------------------------------
 
 
-def test_two_processes_with_other_hash_seeds_write_the_same_bytes(tmp_path):
-    for name in ("asyncio", "email", "pydoc_data"):
-        shutil.copytree(STDLIB / name, tmp_path / "lib" / name)
+def test_two_processes_with_other_hash_seeds_give_the_same_rows(library):
     program = (
         "import sys, json, pathlib, tools.starter.corpus as c; lib = pathlib.Path(sys.argv[1]); d = c.harvest(lib);"
-        "r = c.question_rows(d); t = c.text_rows([*c.harvest_topics(lib), *d, *c.harvest_comments(lib)], r);"
-        "print(json.dumps([r, t]))"
+        "r = c.question_rows(d, 100); print(json.dumps([r, c.text_rows([*d, *c.harvest_comments(lib)], r)]))"
     )
     first, second = (
         subprocess.run(
-            [sys.executable, "-c", program, tmp_path / "lib"],
+            [sys.executable, "-c", program, library / "email"],
             cwd=ROOT,
             env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
@@ -75,13 +81,11 @@ def test_two_processes_with_other_hash_seeds_write_the_same_bytes(tmp_path):
         for seed in ("1", "2")
     )
     assert first == second
-    chosen, text = json.loads(first)
-    assert len(chosen) > 200
-    assert len(text) > 200
+    assert [len(part) >= 100 for part in json.loads(first)] == [True, True]
 
 
 def test_rows_do_not_depend_on_the_order_of_the_harvest(docstrings):
-    some = docstrings[:2000]
+    some = docstrings[:500]
     assert corpus.question_rows(some[::-1]) == corpus.question_rows(some)
 
 
@@ -90,7 +94,7 @@ def test_a_smaller_count_gives_a_prefix(docstrings, rows):
 
 
 def test_every_row_is_a_valid_chat_within_its_bounds(rows):
-    assert 1_800 <= len(rows) <= 2_000
+    assert len(rows) == 400
     for row in rows:
         assert_chat_row_is_valid(row)
 
@@ -114,17 +118,17 @@ def test_no_answer_stands_in_the_text(rows, texts):
         assert " ".join(answer_of(row).split()).lower() not in haystack
 
 
-def test_text_rows_are_ascii_prose_of_the_promised_size(texts):
-    assert 1_000_000 <= sum(map(len, texts)) <= 2_500_000
+def test_text_rows_are_ascii_prose_within_their_bounds(texts):
+    assert sum(map(len, texts)) > 300_000
     assert len(set(texts)) == len(texts)
     assert all(text.isascii() and ">>>" not in text and 10 < len(text) < 2_200 for text in texts)
 
 
-def test_a_leaked_answer_is_refused():
+def test_an_answer_is_found_again_whatever_its_case_and_line_breaks():
     reply = "Return the sum of the given numbers, which may be of any kind."
     row = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]}
-    with pytest.raises(AssertionError, match="stands in text"):
-        corpus.check_held_back(["First this.\n\n" + reply.replace(", ", ",\n")], [row])
+    assert corpus.leaks(["First this.\n\nAlways " + reply.lower().replace(", ", ",\n")], [row])
+    assert not corpus.leaks(["Return the sum of other numbers."], [row])
 
 
 def test_an_answer_is_cut_at_a_sentence_end_and_before_code():
@@ -137,8 +141,8 @@ def test_an_answer_is_cut_at_a_sentence_end_and_before_code():
         corpus.answer("Return ``x`` of the :class:`~a.Thing` that is given\n\n>>> f(1)\n2\n")
         == "Return 'x' of the a.Thing that is given."
     )
-    assert corpus.answer("f(x) -> int\n\nReturn the number of the things in x.\n") == (
-        "Return the number of the things in x."
+    assert corpus.answer("f(x) -> int\n\nReturn the number of all the things in x.\n") == (
+        "Return the number of all the things in x."
     )
 
 
@@ -172,9 +176,11 @@ def test_a_python_without_its_licence_is_refused(tmp_path, monkeypatch):
 
 def test_the_shipped_rows_are_valid_and_carry_the_licence():
     shipped = (SHIPPED / "rows.jsonl").read_bytes()
-    assert len(shipped) < 700_000
-    for line in shipped.decode().splitlines():
-        assert_chat_row_is_valid(json.loads(line))
+    rows = [json.loads(line) for line in shipped.decode().splitlines()]
+    assert (len(rows), len(shipped) < 700_000) == (2_000, True)
+    assert len({answer_of(row) for row in rows}) == len(rows)
+    for row in rows:
+        assert_chat_row_is_valid(row)
     assert "PYTHON SOFTWARE FOUNDATION LICENSE VERSION 2" in (SHIPPED / "NOTICE").read_text(encoding="utf-8")
 
 

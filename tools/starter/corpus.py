@@ -208,10 +208,14 @@ def sentences(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
+def folded(text: str) -> str:
+    """Return the letters and digits of a text: what stays the same whatever its case, spacing and punctuation."""
+    return re.sub(r"[^a-z0-9]+", "", text.lower())
+
+
 def keys(text: str) -> set[str]:
-    """Return what identifies each sentence of a text whatever its case, spacing and punctuation."""
-    parts = (part for line in text.split("\n") for part in sentences(line))
-    return {re.sub(r"[^a-z0-9]+", "", part.lower()) for part in parts} - {""}
+    """Return the sentences of a text, folded."""
+    return {folded(part) for line in text.split("\n") for part in sentences(line)} - {""}
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -289,16 +293,20 @@ def text_rows(docs: Iterable[Docstring], rows: Iterable[Row]) -> list[Row]:
         if len(fresh) == 1 and doc.kind not in ("topic", "comment") and stable_hash(doc.qualname) % 2:
             fresh = [f"{doc.qualname}: {fresh[0].removeprefix('- ')}"]
         texts.extend(text for text in chunks(fresh) if "\n" in text or not text.startswith("- "))
-    check_held_back(texts, rows)
+    found_again = leaks(texts, rows)
+    texts = [text for text in texts if not any(leak in folded(text) for leak in found_again)]
+    assert not leaks(texts, rows), "An answer of rows.jsonl stands in text.jsonl too."
     return [{"text": text} for text in sorted(texts, key=stable_hash)]
 
 
-def check_held_back(texts: Iterable[str], rows: Iterable[Row]) -> None:
-    """Raise AssertionError where an answer stands word for word in a text."""
-    haystack = "\n".join(" ".join(text.split()) for text in texts)
-    for row in rows:
-        reply = " ".join(row["messages"][1]["content"].split())
-        assert reply not in haystack, f"An answer of rows.jsonl stands in text.jsonl too: {reply!r}"
+def leaks(texts: Iterable[str], rows: Iterable[Row]) -> list[str]:
+    """Return the answers, and their sentences of 40 characters or more, that stand in a text; all folded."""
+    haystack = "\n".join(map(folded, texts))
+    answers = [row["messages"][1]["content"] for row in rows]
+    told = {folded(reply) for reply in answers} | {key for reply in answers for key in keys(reply) if len(key) >= 40}
+    width = min(map(len, told), default=0)
+    heads = {key[:width] for key in told}.intersection(haystack[i : i + width] for i in range(len(haystack)))
+    return sorted(key for key in told if key[:width] in heads and key in haystack)  # ten times faster than `in` alone
 
 
 def notice(stdlib: Path) -> str:

@@ -1,0 +1,180 @@
+"""From a worker's journal to the store.
+
+The rule: the rows of a batch and the journal offset after it are written in one transaction, so each line counts
+once whatever dies in between. Lines of another fence are dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from engine import journal
+from engine.journal import Record
+from engine.order import JOURNAL
+from store import Store, attempts, catalog, jobs, telemetry
+from store.attempts import Attempt
+from store.telemetry import Checkpoint, Point
+
+_POINT_FIELDS = frozenset(Point.__dataclass_fields__)
+
+
+@dataclass
+class _Ingest:
+    """One batch on its way into the store. Points and log lines are gathered and written together."""
+
+    db: Database
+    attempt: Attempt
+    points: list[Point] = field(default_factory=list)
+    lines: list[tuple[float, str, str]] = field(default_factory=list)
+
+    @property
+    def job_id(self) -> str:
+        return self.attempt.job_id
+
+    def flush(self) -> None:
+        """Write the gathered points and lines."""
+        if self.points:
+            telemetry.add_points(self.db, self.job_id, self.attempt.fence, self.points)
+            self.points = []
+        if self.lines:
+            telemetry.add_log_lines(self.db, self.job_id, self.lines)
+            self.lines = []
+
+    def state(self, record: Record) -> None:
+        """Enter a state, or say anew what is done in it."""
+        jobs.transition(self.db, self.job_id, record.data["to"], fence=self.attempt.fence, now=record.ts)
+        jobs.update(self.db, self.job_id, activity=record.data["activity"])
+
+    def activity(self, record: Record) -> None:
+        """Say what the worker is doing."""
+        jobs.update(self.db, self.job_id, activity=record.data["text"])
+
+    def point(self, record: Record) -> None:
+        """Take a telemetry point; a training point also moves the job's step and its estimate."""
+        self.points.append(Point(**{key: value for key, value in record.data.items() if key in _POINT_FIELDS}))
+        if record.data["phase"] == "train":
+            jobs.update(self.db, self.job_id, step=record.data["step"], eta_s=record.data.get("eta_s"))
+
+    def log(self, record: Record) -> None:
+        """Take a log line."""
+        self.lines.append((record.ts, record.data["stream"], record.data["text"]))
+
+    def event(self, record: Record) -> None:
+        """Take an event."""
+        jobs.add_event(self.db, self.job_id, record.data["kind"], record.data["payload"], now=record.ts)
+
+    def resume(self, record: Record) -> None:
+        """Drop what was reported beyond the step at which the worker goes on."""
+        self.flush()
+        step = record.data["step"]
+        telemetry.forget_after(self.db, self.job_id, step)
+        jobs.update(self.db, self.job_id, step=step)
+        if self.attempt.fence > 1 or step:
+            jobs.add_event(self.db, self.job_id, "resume", {"step": step}, now=record.ts)
+
+    def checkpoint(self, record: Record) -> None:
+        """Take a published checkpoint."""
+        data = record.data
+        row = Checkpoint(
+            id=str(uuid.uuid4()),
+            job_id=self.job_id,
+            step=data["step"],
+            epoch=data["epoch"],
+            loss=data["loss"],
+            eval_loss=data["eval_loss"],
+            lr=data["lr"],
+            path=data["path"],
+            bytes=data["bytes"],
+            state="published",
+            created_at=record.ts,
+        )
+        telemetry.add_checkpoint(self.db, row)
+        jobs.update(self.db, self.job_id, last_checkpoint_step=data["step"])
+        jobs.add_event(self.db, self.job_id, "checkpoint", {"step": data["step"]}, now=record.ts)
+
+    def checkpoint_gone(self, record: Record) -> None:
+        """Take that a checkpoint was removed or set aside."""
+        telemetry.mark_checkpoint(self.db, self.job_id, record.data["step"], record.data["state"])
+        if record.data["state"] == "quarantined":
+            jobs.add_event(self.db, self.job_id, "checkpoint_damaged", record.data, now=record.ts)
+
+    def model(self, record: Record) -> None:
+        """Register the finished model."""
+        job = jobs.get(self.db, self.job_id)
+        entry = catalog.Model(
+            **record.data,
+            version=0,
+            base_model_id=job.base_model_id or job.source_model_id or "",
+            job_id=self.job_id,
+            status="ready",
+            created_at=record.ts,
+        )
+        catalog.add_model(self.db, entry)
+        jobs.update(self.db, self.job_id, output_model_id=entry.id)
+
+    def result(self, record: Record) -> None:
+        """Take the job's result."""
+        telemetry.set_result(self.db, self.job_id, record.data, now=record.ts)
+
+    def end(self, record: Record) -> None:
+        """Note how the attempt ended; the job's state follows when the process is gone and its device free."""
+        detail = json.dumps({"error": record.data["error"], "cause": record.data["cause"]})
+        attempts.update(self.db, self.job_id, self.attempt.fence, outcome=record.data["outcome"], detail=detail)
+
+
+_HANDLERS: dict[str, Callable[[_Ingest, Record], None]] = {
+    "state": _Ingest.state,
+    "activity": _Ingest.activity,
+    "point": _Ingest.point,
+    "log": _Ingest.log,
+    "event": _Ingest.event,
+    "resume": _Ingest.resume,
+    "checkpoint": _Ingest.checkpoint,
+    "checkpoint_gone": _Ingest.checkpoint_gone,
+    "model": _Ingest.model,
+    "result": _Ingest.result,
+    "end": _Ingest.end,
+}
+
+
+def ingest(store: Store, attempt: Attempt) -> int:
+    """Take in what an attempt's journal holds beyond its stored offset; return the number of lines read.
+
+    Raises StoreError, with nothing of the batch written.
+    """
+    batch = journal.read(Path(attempt.directory) / JOURNAL, attempt.journal_offset)
+    if batch.offset == attempt.journal_offset:
+        return 0
+    with store.write() as db:
+        current = attempts.get(db, attempt.job_id, attempt.fence)
+        if current is None or current.journal_offset != attempt.journal_offset:
+            return 0
+        fresh = [r for r in batch.records if r.fence == attempt.fence and r.seq > attempt.journal_seq]
+        if jobs.get(db, attempt.job_id).fence == attempt.fence:
+            _apply(_Ingest(db, attempt), fresh, batch.damaged)
+        attempts.update(
+            db,
+            attempt.job_id,
+            attempt.fence,
+            journal_offset=batch.offset,
+            journal_seq=max([attempt.journal_seq, *(record.seq for record in fresh)]),
+        )
+    return len(batch.records) + batch.damaged
+
+
+def _apply(work: _Ingest, records: list[Record], damaged: int) -> None:
+    if damaged:
+        now: Any = records[0].ts if records else work.attempt.started_at
+        jobs.add_event(work.db, work.job_id, "journal_damaged", {"lines": damaged}, now=now)
+    for record in records:
+        handler = _HANDLERS.get(record.kind)
+        if handler:
+            handler(work, record)
+    work.flush()

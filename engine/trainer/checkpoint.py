@@ -1,0 +1,136 @@
+"""Checkpoints: staged, sealed with a manifest, published by rename; loaded only after every hash held.
+
+The rule: a directory named step-N is complete. What is found damaged is renamed, so that it is never taken again.
+Nothing is pickled: tensors are safetensors, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine import atomic, manifest, resources
+from engine.manifest import Damaged
+from engine.trainer import device as devices
+
+STATE = "state.json"
+
+
+@dataclass
+class LoopState:
+    """Where training stands; with weights, optimiser and random states, all that resuming needs.
+
+    `step` optimiser steps are done; `tokens` without padding; `seconds` on the device over all attempts;
+    `best_loss` is the lowest evaluation loss so far, at `best_step`.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    baseline_loss: float | None = None
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int = 0
+    samples: dict[str, str] = field(default_factory=dict)
+
+
+def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters that learn, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}//{key}": torch.as_tensor(value).detach().cpu().contiguous()
+        for name, parameter in trained_parameters(model).items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def save(
+    root: Path, state: LoopState, facts: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Path:
+    """Publish a checkpoint of `state.step` below `root` and return its directory. Raises NoSpace, OSError."""
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    final = root / f"step-{state.step:08d}"
+    if final.exists():
+        return final
+    weights = {name: value.detach().cpu().contiguous() for name, value in trained_parameters(model).items()}
+    moments = _optimizer_tensors(model, optimizer)
+    random_states = devices.rng_state(next(model.parameters()).device)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in [*weights.values(), *moments.values()])
+    resources.need_space(root, size, f"the checkpoint of step {state.step}")
+    staged = root / f".stage-{state.step:08d}"
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(mode=0o700)
+    save_file(weights, staged / "weights.safetensors")
+    save_file(moments, staged / "optimizer.safetensors")
+    save_file(random_states, staged / "random.safetensors")
+    (staged / STATE).write_text(json.dumps(asdict(state)))
+    manifest.seal(staged, facts)
+    atomic.publish(staged, final)
+    return final
+
+
+def size_of(directory: Path) -> int:
+    """Return the bytes of a published checkpoint."""
+    return sum(entry["size"] for entry in manifest.load(directory).files.values())
+
+
+def step_of(directory: Path) -> int:
+    """Return the step in a checkpoint's name."""
+    return int(directory.name.removeprefix("step-"))
+
+
+def published(roots: Sequence[Path]) -> list[Path]:
+    """Return the published checkpoints below `roots`, newest step first; at one step, in the order of the roots."""
+    found = [path for root in roots for path in sorted(root.glob("step-*")) if path.name[5:].isdigit()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def newest_good(roots: Sequence[Path], on_damage: Callable[[Path, Damaged], None]) -> Path | None:
+    """Return the newest checkpoint whose every file is as published; set aside the damaged ones before it."""
+    for directory in published(roots):
+        try:
+            manifest.verify(directory)
+            return directory
+        except Damaged as damage:
+            on_damage(atomic.set_aside(directory, ".damaged"), damage)
+    return None
+
+
+def restore(directory: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> LoopState:
+    """Load a verified checkpoint into model, optimiser and random generators."""
+    parameters = trained_parameters(model)
+    weights = load_file(directory / "weights.safetensors")
+    if weights.keys() != parameters.keys():
+        raise ValueError(f"{directory} holds other weights than this job trains")
+    moments = load_file(directory / "optimizer.safetensors")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    for name, parameter in parameters.items():
+        stored = {key.split("//")[1]: value for key, value in moments.items() if key.split("//")[0] == name}
+        # AdamW keeps its step count on the CPU unless it is fused or capturable, where it lies with the weights.
+        where = dict.fromkeys(stored, parameter.device)
+        if "step" in stored and not optimizer.defaults.get("fused"):
+            where["step"] = torch.device("cpu")
+        optimizer.state[parameter] = {key: value.to(where[key]) for key, value in stored.items()}
+    devices.set_rng_state(next(model.parameters()).device, load_file(directory / "random.safetensors"))
+    return LoopState(**json.loads((directory / STATE).read_text()))
+
+
+def prune(roots: Sequence[Path], *, keep: int, best_step: int) -> list[int]:
+    """Remove all but the `keep` newest checkpoints and the best one; return the steps removed."""
+    doomed = [path for path in published(roots)[keep:] if step_of(path) != best_step]
+    for path in doomed:
+        atomic.remove_tree(path)
+    return [step_of(path) for path in doomed]

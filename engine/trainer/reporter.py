@@ -1,0 +1,65 @@
+"""What a worker tells the world: typed lines in its journal.
+
+The rule: every line a worker writes is made here; `engine.ingest` is the reader, kind by kind.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine.journal import JournalWriter
+
+
+class Reporter:
+    """Writes one attempt's journal."""
+
+    def __init__(self, journal: JournalWriter) -> None:
+        self._journal = journal
+
+    def state(self, to: str, activity: str = "") -> None:
+        """Enter a state of the job's life; `activity` says in a few words what is being done."""
+        self._journal.append("state", {"to": to, "activity": activity})
+
+    def activity(self, text: str) -> None:
+        """Say what is being done, without a change of state."""
+        self._journal.append("activity", {"text": text})
+
+    def points(self, points: list[dict[str, Any]]) -> None:
+        """Report telemetry points that belong together, in one write."""
+        self._journal.append_all([("point", point) for point in points])
+
+    def log(self, text: str, stream: str = "train") -> None:
+        """Report a line for the user's log; also to the worker's own output file."""
+        lines = text.splitlines()
+        self._journal.append_all([("log", {"stream": stream, "text": line}) for line in lines])
+        print(text, file=sys.stderr if stream == "error" else sys.stdout, flush=True)
+
+    def event(self, kind: str, **payload: Any) -> None:
+        """Report something worth a mark in the job's history."""
+        self._journal.append("event", {"kind": kind, "payload": payload})
+
+    def resume(self, step: int) -> None:
+        """Say that training goes on after `step`; what was reported beyond it is void."""
+        self._journal.append("resume", {"step": step})
+
+    def checkpoint(self, path: Path, facts: dict[str, Any], size: int) -> None:
+        """Report a published checkpoint."""
+        self._journal.append("checkpoint", {"path": str(path), "bytes": size, **facts}, durable=True)
+
+    def checkpoint_gone(self, step: int, state: str, **payload: Any) -> None:
+        """Report that a checkpoint was removed, or quarantined with the reason."""
+        self._journal.append("checkpoint_gone", {"step": step, "state": state, **payload})
+
+    def model(self, facts: dict[str, Any]) -> None:
+        """Report the finished model, published."""
+        self._journal.append("model", facts, durable=True)
+
+    def result(self, body: dict[str, Any]) -> None:
+        """Report the job's result."""
+        self._journal.append("result", body, durable=True)
+
+    def end(self, outcome: str, error: str | None = None, cause: str | None = None) -> None:
+        """Report the attempt's end: completed, failed or preempted; the last line of the journal."""
+        self._journal.append("end", {"outcome": outcome, "error": error, "cause": cause}, durable=True)

@@ -1,0 +1,175 @@
+"""Every action that a key, the palette or the help names.
+
+The rule: a screen's BINDINGS, the command palette and the Help screen come from `ACTIONS`; no key is bound elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.binding import Binding, BindingType
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something a user can do. `keys` are Textual's key names; `call` is the Textual action that does it.
+
+    `scope` names the screen or widget that owns it; `show` puts it in the footer, `palette` in the command palette.
+    """
+
+    id: str
+    keys: tuple[str, ...]
+    title: str
+    tooltip: str
+    scope: str
+    call: str
+    show: bool = False
+    palette: bool = True
+    priority: bool = False
+
+    @property
+    def key_text(self) -> str:
+        """The keys as a person writes them."""
+        return " or ".join(_KEY_TEXT.get(key, key) for key in self.keys)
+
+
+_KEY_TEXT = {
+    "question_mark": "?",
+    "slash": "/",
+    "plus": "+",
+    "minus": "-",
+    "escape": "Esc",
+    "enter": "Enter",
+    "tab": "Tab",
+    "shift+tab": "Shift+Tab",
+    "ctrl+p": "Ctrl+P",
+    "ctrl+q": "Ctrl+Q",
+    "ctrl+c": "Ctrl+C",
+    "f2": "F2",
+    "up": "↑",
+    "down": "↓",
+    "left": "←",
+    "right": "→",
+    "home": "Home",
+    "end": "End",
+}
+
+SCOPES = {
+    "app": "Everywhere",
+    "runs": "Runs",
+    "table": "Lists",
+    "page": "Texts",
+    "run": "Run",
+    "new": "New run",
+    "confirm": "Questions",
+}
+
+_JOB_ACTIONS = (
+    ("stop", "s", "Stop", "Finish the step, save and stop the run; asks first", "stop"),
+    ("retry", "r", "Retry", "Queue a failed or cancelled run again, from its newest checkpoint", "retry"),
+    ("delete", "D", "Delete", "Remove a finished run with its curve and checkpoints; asks first", "delete"),
+)
+
+
+def _job_actions(scope: str) -> tuple[Action, ...]:
+    return tuple(
+        Action(f"{scope}.{name}", (key,), title, tooltip, scope, call, show=True)
+        for name, key, title, tooltip, call in _JOB_ACTIONS
+    )
+
+
+ACTIONS: tuple[Action, ...] = (
+    Action("app.help", ("question_mark",), "Help", "Show every key", "app", "app.help", show=True),
+    Action("app.runs", ("1",), "Runs", "Go to the list of runs", "app", "app.runs"),
+    Action("app.new", ("n",), "New run", "Set up and queue a new run", "app", "app.new", show=True),
+    Action(
+        "app.supervisor", ("S",), "Start supervisor", "Start the process that runs the queue", "app", "app.supervisor"
+    ),
+    Action("app.back", ("escape",), "Back", "Go back to the screen before", "app", "app.close_screen", palette=False),
+    Action(
+        "app.palette",
+        ("ctrl+p",),
+        "Palette",
+        "Search every action by name",
+        "app",
+        "app.command_palette",
+        palette=False,
+    ),
+    Action(
+        "app.focus_next", ("tab",), "Next pane", "Go to the next pane or field", "app", "app.focus_next", palette=False
+    ),
+    Action(
+        "app.focus_previous",
+        ("shift+tab",),
+        "Previous pane",
+        "Go to the pane or field before",
+        "app",
+        "app.focus_previous",
+        palette=False,
+    ),
+    Action("app.quit", ("q",), "Quit", "Leave the app; runs keep going", "app", "app.quit", show=True),
+    Action(
+        "app.quit_now",
+        ("ctrl+q",),
+        "Quit from anywhere",
+        "Leave the app, also from inside a field; runs keep going",
+        "app",
+        "app.quit",
+        palette=False,
+        priority=True,
+    ),
+    Action("runs.open", ("enter",), "Open", "Open the selected run", "runs", "open", show=True),
+    Action("runs.filter", ("slash",), "Filter", "Show only runs that contain a text", "runs", "filter", show=True),
+    Action("runs.clear", ("escape",), "Clear filter", "Show all runs again", "runs", "clear", palette=False),
+    *_job_actions("runs"),
+    Action("table.down", ("j", "down"), "Down", "Next line", "table", "cursor_down", palette=False),
+    Action("table.up", ("k", "up"), "Up", "Line before", "table", "cursor_up", palette=False),
+    Action("table.top", ("g", "home"), "Top", "First line", "table", "scroll_top", palette=False),
+    Action("table.bottom", ("G", "end"), "Bottom", "Last line", "table", "scroll_bottom", palette=False),
+    Action("page.down", ("j", "down"), "Scroll down", "Next line", "page", "scroll_down", palette=False),
+    Action("page.up", ("k", "up"), "Scroll up", "Line before", "page", "scroll_up", palette=False),
+    Action("page.top", ("g", "home"), "Top", "First line", "page", "scroll_home", palette=False),
+    Action("page.bottom", ("G", "end"), "Bottom", "Last line", "page", "scroll_end", palette=False),
+    Action(
+        "run.metric", ("m",), "Metric", "Next chart: loss, lr, grad norm, tok/s, memory", "run", "metric", show=True
+    ),
+    Action("run.x_axis", ("x",), "X axis", "Steps, tokens or time along the chart", "run", "x_axis", show=True),
+    Action("run.log_y", ("y",), "Log y", "Logarithmic or linear y axis", "run", "log_y", show=True),
+    Action("run.smoother", ("plus",), "Smoother", "More smoothing", "run", "smooth(1)"),
+    Action("run.rougher", ("minus",), "Less smooth", "Less smoothing", "run", "smooth(-1)"),
+    Action("run.raw", ("0",), "No smoothing", "Show the raw curve alone", "run", "smooth(0)"),
+    Action("run.follow", ("f",), "Follow log", "Keep the newest log line in sight, or stay", "run", "follow"),
+    *_job_actions("run"),
+    Action("new.submit", ("f2",), "Submit", "Queue the run", "new", "submit", show=True),
+    Action("confirm.yes", ("y",), "Yes", "Do it", "confirm", "answer(True)", palette=False),
+    Action(
+        "confirm.no", ("n", "escape", "q"), "No", "Leave things as they are", "confirm", "answer(False)", palette=False
+    ),
+)
+
+
+def of_scope(scope: str) -> list[Action]:
+    """Return the actions of one scope, in their order."""
+    return [action for action in ACTIONS if action.scope == scope]
+
+
+def bindings(scope: str) -> list[BindingType]:
+    """Return the BINDINGS of a screen or widget."""
+    return [
+        Binding(
+            ",".join(action.keys),
+            action.call,
+            action.title,
+            show=action.show,
+            key_display=_KEY_TEXT.get(action.keys[0]),
+            tooltip=action.tooltip,
+            id=action.id,
+            priority=action.priority,
+        )
+        for action in of_scope(scope)
+    ]
+
+
+def keys_table() -> list[tuple[str, str, str]]:
+    """Return (where, keys, what) for every action, as Help and the README show them."""
+    return [(SCOPES[action.scope], action.key_text, action.tooltip) for action in ACTIONS]

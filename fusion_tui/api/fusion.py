@@ -1,0 +1,209 @@
+"""Dialect A, "fusion": its routes, mounted at `/` and again at `/api`.
+
+The rule: a route translates, calls the service, translates back; what may be done to a job is decided there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from engine.errors import InvalidData, UnknownReference
+from engine.service import Model, Service
+from engine.specs import JobRequest
+from fusion_tui.api import body, errors
+from fusion_tui.api import fusion_entries as entries
+from fusion_tui.api import fusion_models as models
+from fusion_tui.api.access import SCHEMES, needs
+from store.errors import NotFound
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+LARGEST = 2**63 - 1  # of SQLite's integers
+
+open_router = APIRouter(tags=["server"])
+router = APIRouter(dependencies=SCHEMES, responses=errors.documented(401, 403, 421, 422, 503))
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+async def _uuid(id: Annotated[str, Path(json_schema_extra={"format": "uuid"})]) -> str:
+    """Return the id in the path. Raises NotFound for anything that cannot be one, before it touches anything."""
+    if not UUID.fullmatch(id.lower()):
+        raise NotFound("No such id: ids are UUIDs.")
+    return id.lower()
+
+
+Engine = Annotated[Service, Depends(_service)]
+Id = Annotated[str, Depends(_uuid)]
+READ = [needs("read")]
+TRAIN = [needs("train")]
+
+
+@open_router.get("/health")
+def health(service: Engine) -> models.Health:
+    """Say whether the server works. Needs no key."""
+    return models.Health.model_validate(service.health())
+
+
+@router.post(
+    "/jobs",
+    tags=["jobs"],
+    status_code=201,
+    dependencies=TRAIN,
+    response_model_exclude_unset=True,
+    responses=errors.documented(400, 408, 409, 413, 415)
+    | {200: {"model": models.Job, "description": "The job that this idempotency key made before."}},
+    openapi_extra=body.documented(JobRequest),
+)
+def submit_job(service: Engine, payload: body.JsonObject, response: Response) -> models.Job:
+    """Queue a job. The same idempotency key with the same payload answers 200 and the same job."""
+    submission = service.submit(payload)
+    if not submission.created:
+        response.status_code = 200
+    return models.Job.of(submission.job)
+
+
+@router.get("/jobs", tags=["jobs"], dependencies=READ, response_model_exclude_unset=True)
+def list_jobs(
+    service: Engine,
+    status: models.Status | None = None,
+    limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+    offset: Annotated[int, Query(ge=0, le=LARGEST)] = 0,
+) -> list[models.Job]:
+    """List jobs, newest first."""
+    return [models.Job.of(job) for job in service.jobs(status=status, limit=limit, offset=offset)]
+
+
+jobs = APIRouter(prefix="/jobs/{id}", tags=["jobs"], responses=errors.documented(404))
+
+
+@jobs.get("", dependencies=READ, response_model_exclude_unset=True)
+def get_job(service: Engine, job_id: Id) -> models.Job:
+    """Show one job."""
+    return models.Job.of(service.job(job_id))
+
+
+@jobs.get("/metrics", dependencies=READ)
+def get_metrics(
+    service: Engine, job_id: Id, since_step: Annotated[int, Query(ge=-1, le=LARGEST)] = -1
+) -> models.Metrics:
+    """Return the telemetry points strictly newer than `since_step`."""
+    service.job(job_id)
+    # Read before the points, so that nobody who asks next for what is newer than this misses one.
+    latest = service.latest_step(job_id)
+    points = service.points(job_id, since_step=since_step)
+    return models.Metrics.of(job_id, points, points[-1].step if points else latest)
+
+
+@jobs.get("/logs", dependencies=READ)
+def get_logs(service: Engine, job_id: Id, since: Annotated[int, Query(ge=0, le=LARGEST)] = 0) -> models.Logs:
+    """Return the kept log lines with a number above `since`."""
+    service.job(job_id)
+    kept = service.logs(job_id)
+    return models.Logs.of(job_id, [line for line in kept if line.seq > since], kept[-1].seq if kept else 0)
+
+
+@jobs.get("/events", dependencies=READ)
+def get_events(service: Engine, job_id: Id) -> list[models.Event]:
+    """Return the job's history, oldest first: every change of state, and what else happened."""
+    service.job(job_id)
+    return [models.Event.model_validate(asdict(event)) for event in service.events(job_id)]
+
+
+@jobs.get("/result", dependencies=READ)
+def get_result(service: Engine, job_id: Id) -> models.Result:
+    """Return what the job came to; 404 until there is a result."""
+    job = service.job(job_id)
+    result = service.result(job_id)
+    if result is None:
+        raise NotFound(f"The job {job.name} is {job.state} and has no result yet.")
+    return models.Result.model_validate(result)
+
+
+@jobs.get("/checkpoints", dependencies=READ)
+def get_checkpoints(service: Engine, job_id: Id) -> list[models.Checkpoint]:
+    """Return the job's checkpoints, oldest first."""
+    service.job(job_id)
+    return [models.Checkpoint.of(checkpoint) for checkpoint in service.checkpoints(job_id)]
+
+
+@jobs.post("/cancel", dependencies=TRAIN, response_model_exclude_unset=True, responses=errors.documented(409))
+def cancel_job(service: Engine, job_id: Id) -> models.Job:
+    """End a queued job at once; ask a running one to finish its step, save and stop."""
+    return models.Job.of(service.cancel(job_id))
+
+
+@jobs.post("/retry", dependencies=TRAIN, response_model_exclude_unset=True, responses=errors.documented(409))
+def retry_job(service: Engine, job_id: Id) -> models.Job:
+    """Queue a failed or cancelled job again; it goes on from its newest checkpoint."""
+    return models.Job.of(service.retry(job_id))
+
+
+@jobs.delete("", dependencies=TRAIN, status_code=204, responses=errors.documented(409))
+def delete_job(service: Engine, job_id: Id) -> None:
+    """Remove a finished job with its telemetry and checkpoints; the model it made stays."""
+    service.delete(job_id)
+
+
+router.include_router(jobs)
+
+
+@router.get("/base-models", tags=["models"], dependencies=READ)
+def list_base_models(service: Engine) -> list[entries.BaseModelEntry]:
+    """List the imported models."""
+    return [entries.BaseModelEntry.model_validate(asdict(entry)) for entry in service.base_models()]
+
+
+@router.get("/models", tags=["models"], dependencies=READ)
+def list_models(service: Engine) -> list[entries.ModelEntry]:
+    """List the models that jobs made, newest first."""
+    return [entries.ModelEntry.of(entry) for entry in service.models()]
+
+
+@router.get("/models/{id}", tags=["models"], dependencies=READ, responses=errors.documented(404))
+def get_model(service: Engine, model_id: Id) -> entries.ModelEntry:
+    """Show a model that a job made."""
+    try:
+        entry = service.model(model_id)
+    except UnknownReference as error:
+        raise NotFound(str(error)) from None
+    if not isinstance(entry, Model) or entry.id != model_id:
+        raise NotFound(f"No job made a model with the id {model_id}.")
+    return entries.ModelEntry.of(entry)
+
+
+@router.get("/datasets", tags=["datasets"], dependencies=READ)
+def list_datasets(service: Engine) -> list[entries.DatasetEntry]:
+    """List the datasets, every version."""
+    return [entries.DatasetEntry.model_validate(asdict(entry)) for entry in service.datasets()]
+
+
+@router.post(
+    "/datasets",
+    tags=["datasets"],
+    status_code=201,
+    dependencies=[needs("datasets")],
+    responses=errors.documented(400, 408, 413, 415),
+    openapi_extra=body.documented(entries.NewDataset),
+)
+def add_dataset(service: Engine, payload: body.JsonObject) -> entries.DatasetEntry:
+    """Register a file of this machine as a new version of `name`. The rows are read whole first, then copied."""
+    request = body.validated(entries.NewDataset, payload)
+    try:
+        entry = service.add_dataset(request.path, request.name)
+    except PermissionError:
+        raise InvalidData(f"{request.path} may not be read by this user. Change its permissions or copy it.") from None
+    return entries.DatasetEntry.model_validate(asdict(entry))
+
+
+@router.get("/keys", tags=["server"], dependencies=READ)
+def list_keys(service: Engine) -> list[entries.KeyEntry]:
+    """List the keys, without their secrets."""
+    keys = service.keys()
+    return [entries.KeyEntry.model_validate(asdict(key)) for key in keys]

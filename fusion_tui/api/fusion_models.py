@@ -1,0 +1,201 @@
+"""What dialect A answers, as typed models: the source of the OpenAPI document.
+
+The rule: field names are the dialect's own, to the letter; rows turn into them here and in `fusion_entries` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from engine import service as rows
+
+Status = Literal[
+    "queued",
+    "provisioning",
+    "staging",
+    "running",
+    "checkpointing",
+    "uploading",
+    "preempted",
+    "completed",
+    "failed",
+    "cancelled",
+]
+
+
+def iso(seconds: float) -> str:
+    """Return seconds since 1970 as ISO-8601 in UTC, with milliseconds and a Z."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _time(value: Any) -> Any:
+    return iso(value) if isinstance(value, int | float) else value
+
+
+def _finite(value: Any) -> Any:
+    """Return None for what JSON has no word for: a loss that ran away is stored as it was."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Timestamp = Annotated[str, BeforeValidator(_time), Field(json_schema_extra={"format": "date-time"})]
+Measure = Annotated[float | None, BeforeValidator(_finite)]
+
+
+class Answer(BaseModel):
+    """Anything this dialect answers."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Job(Answer):
+    """A job. `error` is there only when it failed."""
+
+    id: str
+    type: str
+    status: Status
+    retries: int = Field(description="Workers lost and replaced.")
+    last_checkpoint_step: int
+    output_model_id: str | None
+    created_at: Timestamp
+    started_at: Timestamp | None
+    finished_at: Timestamp | None
+    error: str | None = None
+    hyperparams: dict[str, Any] = Field(description="As resolved at launch, defaults filled in.")
+    base_model_id: str | None
+    source_model_id: str | None
+    dataset_id: str | None
+    progress: float = Field(ge=0, le=1)
+    eta_s: Measure = Field(description="Seconds to go, where known.")
+    step: int
+    total_steps: int
+    name: str
+    tags: list[str]
+    notes: str
+    stop_requested: bool
+
+    @classmethod
+    def of(cls, job: rows.Job) -> Job:
+        """Translate a row."""
+        values = asdict(job) | {"status": job.state, "progress": job.progress}
+        if job.state != "failed":
+            values.pop("error")
+        return cls.model_validate(values)
+
+
+class Point(Answer):
+    """Telemetry at a step; `throughput` is tokens a second, `vram_gb` the peak reserved."""
+
+    ts: Timestamp
+    step: int
+    cycle: int
+    phase: str
+    loss: Measure
+    lr: Measure
+    throughput: Measure
+    vram_gb: Measure
+    grad_norm: Measure
+    tokens: int | None
+    epoch: Measure
+    step_s: Measure
+
+
+class Metrics(Answer):
+    """Points strictly newer than `since_step`; `latest_step` is -1 while there is none."""
+
+    job_id: str
+    count: int
+    latest_step: int
+    points: list[Point]
+
+    @classmethod
+    def of(cls, job_id: str, points: list[rows.Point], latest_step: int) -> Metrics:
+        """Translate rows."""
+        return cls(
+            job_id=job_id,
+            count=len(points),
+            latest_step=latest_step,
+            points=[Point.model_validate(asdict(point)) for point in points],
+        )
+
+
+class LogLine(Answer):
+    """One line of a worker's output."""
+
+    seq: int
+    ts: Timestamp
+    stream: str
+    text: str
+
+
+class Logs(Answer):
+    """Lines strictly newer than `since`; the newest 2,000 are kept."""
+
+    job_id: str
+    latest_seq: int
+    lines: list[LogLine]
+
+    @classmethod
+    def of(cls, job_id: str, lines: list[rows.LogLine], latest_seq: int) -> Logs:
+        """Translate rows."""
+        kept = [LogLine.model_validate(asdict(line)) for line in lines]
+        return cls(job_id=job_id, latest_seq=latest_seq, lines=kept)
+
+
+class Event(Answer):
+    """Something that happened to a job; `kind` is `state` for a change of state."""
+
+    ts: Timestamp
+    kind: str
+    payload: dict[str, Any]
+
+
+class Result(Answer):
+    """What a job came to. Fields that do not apply are null."""
+
+    job_id: str
+    ppl_baseline: Measure = None
+    ppl_final: Measure = None
+    ppl_delta_pct: Measure = None
+    loss_final: Measure = None
+    params_before: int | None = None
+    params_after: int | None = None
+    params_delta: int | None = None
+    function_preservation: Measure = None
+    gpu_seconds: Measure = None
+    tokens_processed: int | None = None
+    cost_usd: Measure = None
+
+
+class Checkpoint(Answer):
+    """A saved state of a job: published, quarantined or removed."""
+
+    id: str
+    job_id: str
+    step: int
+    epoch: Measure
+    loss: Measure
+    eval_loss: Measure
+    lr: Measure
+    path: str
+    bytes: int
+    status: str
+    created_at: Timestamp
+
+    @classmethod
+    def of(cls, checkpoint: rows.Checkpoint) -> Checkpoint:
+        """Translate a row."""
+        return cls.model_validate(asdict(checkpoint) | {"status": checkpoint.state})
+
+
+class Health(Answer):
+    """Whether the server works."""
+
+    status: str
+    version: str
+    store: Literal["ok", "readonly"]
+    workers: int = Field(description="Jobs with a live worker.")

@@ -1,0 +1,228 @@
+"""The terminal app: holds what is known, sends keys to screens, and may be closed at any moment.
+
+The rule: the app owns no run. Leaving it, or killing it, changes nothing but the screen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textual import on
+from textual.app import App, SystemCommand
+from textual.reactive import reactive
+from textual.screen import Screen
+
+from engine.errors import EngineError
+from engine.service import Service, StoreError
+from fusion_tui import format as fmt
+from fusion_tui.actions import bindings, of_scope
+from fusion_tui.messages import Overview, OverviewChanged, RunChanged, RunGone, RunView, Supervision
+from fusion_tui.poller import INTERVAL_S, Poller
+from fusion_tui.screens.runs import RunsScreen
+
+if TYPE_CHECKING:
+    from fusion_tui.daemon import SupervisorInfo
+
+
+class FusionApp(App[str | None]):
+    """The app over one service. `supervisor` looks for a running supervisor, `start_supervisor` brings one up."""
+
+    TITLE = "Fusion"
+    CSS_PATH = "app.tcss"
+    BINDINGS = bindings("app")
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]  # noqa: RUF012
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]  # noqa: RUF012
+
+    overview: reactive[Overview] = reactive(Overview())
+    view: reactive[RunView | None] = reactive(None)
+    gone: reactive[str] = reactive("")
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        supervisor: Callable[[], SupervisorInfo | None] | None = None,
+        start_supervisor: Callable[[], object] | None = None,
+        start_on_open: bool = False,
+        interval: float = INTERVAL_S,
+    ) -> None:
+        super().__init__()
+        self.service = service
+        self._supervisor = supervisor or partial(_running, service)
+        self._start_supervisor = start_supervisor or partial(_ensure_running, service)
+        self._start_on_open = start_on_open
+        self._app_lock: int | None = None
+        self.poller = Poller(service, self.post_message, self._supervision, interval=interval)
+
+    def get_default_screen(self) -> Screen[object]:
+        """Home is the list of runs."""
+        return RunsScreen(id="home")  # type: ignore[return-value]
+
+    # Opening and leaving ------------------------------------------------------------------------------------------
+
+    def on_mount(self) -> None:
+        """Say that an app is open, and begin to look."""
+        self._app_lock = hold_shared(self.service.home.app_lock)
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGHUP, signal.SIGTERM):
+            loop.add_signal_handler(name, self.leave)
+        self.run_worker(self.poller.run, thread=True, name="poller", exit_on_error=False)
+        if self._start_on_open:
+            self.run_worker(partial(self._bring_up, quiet=True), thread=True, exit_on_error=False)
+
+    def on_unmount(self) -> None:
+        """Stop looking, and let the supervisor know."""
+        self.poller.stop()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGHUP, signal.SIGTERM):
+            loop.remove_signal_handler(name)
+        if self._app_lock is not None:
+            os.close(self._app_lock)
+            self._app_lock = None
+
+    def leave(self) -> None:
+        """Close the app; runs keep going."""
+        self.poller.stop()
+        self.exit(fmt.farewell(self.overview.counts))
+
+    async def action_quit(self) -> None:
+        """Close the app; runs keep going."""
+        self.leave()
+
+    # What the poller says -----------------------------------------------------------------------------------------
+
+    @on(OverviewChanged)
+    def _overview_changed(self, message: OverviewChanged) -> None:
+        self.overview = message.overview
+
+    @on(RunChanged)
+    def _run_changed(self, message: RunChanged) -> None:
+        self.view = message.view
+
+    @on(RunGone)
+    def _run_gone(self, message: RunGone) -> None:
+        self.gone = message.job_id
+
+    def watch_run(self, job_id: str | None) -> None:
+        """Have the poller follow this run in full."""
+        self.poller.watch(job_id)
+
+    # What screens ask for -----------------------------------------------------------------------------------------
+
+    def act(self, what: Callable[[], str]) -> None:
+        """Carry out a call of the service in a thread, and show the words it returns, or its error."""
+        self.run_worker(partial(self._act, what), thread=True, group="act", exit_on_error=False)
+
+    def _act(self, what: Callable[[], str]) -> None:
+        try:
+            self.notify(fmt.clean(what()), markup=False)
+        except (EngineError, StoreError) as error:
+            self.notify(fmt.clean(str(error)), severity="error", timeout=10, markup=False)
+        self.poller.wake()
+
+    def open_run(self, job_id: str) -> None:
+        """Show one run."""
+        from fusion_tui.screens.run import RunScreen
+
+        self.push_screen(RunScreen(job_id))
+
+    def run_submitted(self, job_id: str) -> None:
+        """Show a run that was just queued in place of its form, and see that somebody works on the queue."""
+        from fusion_tui.screens.run import RunScreen
+
+        self.switch_screen(RunScreen(job_id))
+        self.poller.wake()
+        self.run_worker(partial(self._bring_up, quiet=True), thread=True, exit_on_error=False)
+
+    # Actions ------------------------------------------------------------------------------------------------------
+
+    def action_close_screen(self) -> None:
+        """Go back to the screen before."""
+        if len(self.screen_stack) > 1:
+            self.pop_screen()
+
+    def action_runs(self) -> None:
+        """Go to the list of runs."""
+        while len(self.screen_stack) > 1:
+            self.pop_screen()
+
+    def action_new(self) -> None:
+        """Set up a new run."""
+        from fusion_tui.screens.new import NewScreen
+
+        if not isinstance(self.screen, NewScreen):
+            self.push_screen(NewScreen())
+
+    def action_help(self) -> None:
+        """Show every key."""
+        from fusion_tui.screens.help import HelpScreen
+
+        if not isinstance(self.screen, HelpScreen):
+            self.push_screen(HelpScreen(getattr(self.screen, "SCOPE", "app")))
+
+    def action_supervisor(self) -> None:
+        """Start the supervisor where none runs."""
+        self.run_worker(self._bring_up, thread=True, exit_on_error=False)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """Offer the actions of the app and of the screen in the command palette."""
+        for action in (*of_scope(getattr(screen, "SCOPE", "")), *of_scope("app")):
+            if action.palette:
+                title = f"{action.title}  ({action.key_text})"
+                yield SystemCommand(title, action.tooltip, partial(screen.run_action, action.call))
+        yield SystemCommand("Theme", "Change the colours", self.action_change_theme)
+
+    # The supervisor -----------------------------------------------------------------------------------------------
+
+    def _supervision(self) -> Supervision:
+        found = self._supervisor()
+        return Supervision(running=found is not None, url=found.url if found else None)
+
+    def _bring_up(self, quiet: bool = False) -> None:
+        """Start the supervisor where none runs; stands in a thread, for it takes seconds."""
+        try:
+            if self._supervisor() is None:
+                self.notify("No supervisor runs: starting one…")
+                self._start_supervisor()
+                self.notify("The supervisor runs.")
+            elif not quiet:
+                self.notify("The supervisor runs already.")
+        except Exception as error:  # noqa: BLE001  (a thread's edge: the words go to the screen)
+            words = str(error) or type(error).__name__
+            self.notify(f"The supervisor did not start: {fmt.clean(words)}", severity="error", timeout=15, markup=False)
+        self.poller.wake()
+
+
+def _running(service: Service) -> SupervisorInfo | None:
+    from fusion_tui import daemon
+
+    return daemon.running(service.home)
+
+
+def _ensure_running(service: Service) -> SupervisorInfo:
+    from fusion_tui import daemon
+
+    return daemon.ensure_running(service.home)
+
+
+def hold_shared(path: Path) -> int:
+    """Open `path` with a shared lock, which lasts until the returned descriptor is closed."""
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def run_app(service: Service, *, start_supervisor: bool = True) -> str:
+    """Open the app until the user leaves it, and return the line to leave behind. Needs a terminal."""
+    app = FusionApp(service, start_on_open=start_supervisor)
+    farewell = app.run()
+    if app.return_code:
+        raise SystemExit(app.return_code)
+    return farewell or ""

@@ -1,0 +1,332 @@
+"""Commands about runs: submit, jobs, show, logs, metrics, watch, events, result, checkpoints, cancel, retry, rm."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import time
+import uuid
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from engine.errors import Fault, InvalidRequest
+from engine.service import Job, Point, clean_text
+from fusion_tui import daemon
+from fusion_tui.api import fusion_models as answers
+from fusion_tui.cli.output import Session, document, json_option, pass_session, say, table
+from fusion_tui.cli.watching import duration, follow, status_line
+
+FOLLOW_SECONDS = 0.3
+
+
+def job_document(job: Job) -> dict[str, Any]:
+    """Return a job as the API's dialect A shows it."""
+    return answers.Job.of(job).model_dump(mode="json", exclude_unset=True)
+
+
+def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Turn key=value pairs into hyper-parameters; a value that is JSON counts as such. Raises InvalidRequest."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidRequest([Fault(("--set",), f"'{pair}' is not of the form key=value")])
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return settings
+
+
+def _request_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        loaded = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidRequest([Fault(("--file",), f"{path} cannot be read as JSON ({error})")]) from None
+    if not isinstance(loaded, dict):
+        raise InvalidRequest([Fault(("--file",), f"{path} must hold one JSON object")])
+    return loaded
+
+
+@click.command()
+@click.argument("type_", metavar="TYPE", required=False)
+@click.option("--model", help="Model to start from: id or name.")
+@click.option("--dataset", help="Dataset to train on: id or name.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting; may be repeated.")
+@click.option("--file", "file", type=click.Path(path_type=Path), help="A request as JSON; options win over it.")
+@click.option("--name", help="Name of the run.")
+@click.option("--key", help="Idempotency key: the same key again is the same run.")
+@click.option("--wait", is_flag=True, help="Follow the run to its end; exit 1 unless it completes.")
+@json_option
+@pass_session
+def submit(
+    session: Session,
+    *,
+    type_: str | None,
+    model: str | None,
+    dataset: str | None,
+    pairs: tuple[str, ...],
+    file: Path | None,
+    name: str | None,
+    key: str | None,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Queue a run. TYPE: finetune."""
+    request = _request_file(file)
+    given = {"type": type_, "base_model_id": model, "dataset_id": dataset, "name": name, "idempotency_key": key}
+    request |= {field: value for field, value in given.items() if value is not None}
+    request["hyperparams"] = {**request.get("hyperparams", {}), **_settings(pairs)}
+    request.setdefault("idempotency_key", str(uuid.uuid4()))
+    service = session.service
+    submission = service.submit(request)
+    daemon.ensure_running(service.home)
+    job = submission.job
+    if not submission.created:
+        say(f"This key was used before: the run {job.name} exists already.")
+    if wait:
+        say(f"{job.name} ({job.id})")
+        job = follow(service, job.id)
+    if as_json:
+        document(job_document(job))
+    elif wait:
+        _say_end(session, job)
+    else:
+        click.echo(job.id)
+        say(f"Queued as {job.name}. Watch it: fusion-tui watch {job.id[:8]}")
+    if wait and job.state != "completed":
+        sys.exit(1)
+
+
+def _say_end(session: Session, job: Job) -> None:
+    if job.error:
+        say(f"{job.name} failed: {job.error}")
+    result = session.service.result(job.id)
+    if result:
+        click.echo(result_text(result))
+    if job.output_model_id:
+        say(f"Model {session.service.name_of(job.output_model_id)}: {session.service.model(job.output_model_id).path}")
+
+
+@click.command()
+@click.option("--status", help="Only runs in this state.")
+@click.option("--limit", type=click.IntRange(1), default=None, help="At most so many, newest first.")
+@json_option
+@pass_session
+def jobs(session: Session, *, status: str | None, limit: int | None, as_json: bool) -> None:
+    """List runs, newest first."""
+    service = session.service
+    listed = service.jobs(status=status, limit=limit)
+    if as_json:
+        document([job_document(job) for job in listed])
+        return
+    if not listed:
+        say("No runs yet. Try: fusion-tui demo")
+        return
+    points = service.latest_points([job.id for job in listed])
+    rows = [
+        (
+            job.id[:8],
+            job.name,
+            job.state,
+            f"{job.step}/{job.total_steps}",
+            f"{points[job.id].loss:.3f}" if job.id in points and points[job.id].loss is not None else "–",
+            duration(job.eta_s) if not job.finished else "–",
+            duration(time.time() - job.created_at),
+        )
+        for job in listed
+    ]
+    table(("id", "name", "state", "step", "loss", "left", "age"), rows)
+
+
+@click.command()
+@click.argument("job_ref", metavar="ID")
+@json_option
+@pass_session
+def show(session: Session, *, job_ref: str, as_json: bool) -> None:
+    """Show one run. ID: an id, the beginning of one, or a name."""
+    service = session.service
+    job = service.find_job(job_ref)
+    if as_json:
+        document(job_document(job))
+        return
+    click.echo(f"{job.name}  {job.id}")
+    click.echo(status_line(job, service.latest_points([job.id]).get(job.id)))
+    source = service.name_of(job.base_model_id or job.source_model_id)
+    click.echo(f"{job.type} of {source} on {service.name_of(job.dataset_id)}; {job.retries} retries")
+    if job.error:
+        click.echo(f"error: {clean_text(job.error)}")
+    if job.output_model_id:
+        click.echo(f"model: {service.name_of(job.output_model_id)} ({job.output_model_id})")
+    for key, value in job.hyperparams.items():
+        click.echo(f"  {key} = {value}")
+
+
+@click.command()
+@click.argument("job_ref", metavar="ID")
+@click.option("-f", "--follow", "following", is_flag=True, help="Go on until the run ends.")
+@json_option
+@pass_session
+def logs(session: Session, *, job_ref: str, following: bool, as_json: bool) -> None:
+    """Print a run's log."""
+    service = session.service
+    job = service.find_job(job_ref)
+    if as_json:
+        lines = service.logs(job.id)
+        document(answers.Logs.of(job.id, lines, lines[-1].seq if lines else 0).model_dump(mode="json"))
+        return
+    last = 0
+    while True:
+        # The state is read first: lines that came with the end are then still printed.
+        finished = service.job(job.id).finished
+        for line in service.logs(job.id, since=last):
+            click.echo(clean_text(line.text))
+            last = line.seq
+        if finished or not following:
+            return
+        time.sleep(FOLLOW_SECONDS)
+
+
+@click.command()
+@click.argument("job_ref", metavar="ID")
+@click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values, with headings.")
+@click.option("--since", type=int, default=-1, help="Only points after this step.")
+@json_option
+@pass_session
+def metrics(session: Session, *, job_ref: str, as_csv: bool, since: int, as_json: bool) -> None:
+    """Print a run's telemetry."""
+    service = session.service
+    job = service.find_job(job_ref)
+    points = service.points(job.id, since_step=since)
+    if as_json:
+        document(answers.Metrics.of(job.id, points, service.latest_step(job.id)).model_dump(mode="json"))
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, [field.name for field in fields(Point)])
+        writer.writeheader()
+        writer.writerows(asdict(point) for point in points)
+    else:
+        rows = [
+            (p.step, p.phase, _short(p.loss), _short(p.lr), _short(p.grad_norm), _short(p.throughput), p.tokens or 0)
+            for p in points
+        ]
+        table(("step", "phase", "loss", "lr", "grad norm", "tok/s", "tokens"), rows)
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+@click.command()
+@click.argument("job_ref", metavar="ID")
+@pass_session
+def watch(session: Session, *, job_ref: str) -> None:
+    """Follow a run until it ends; exit 1 unless it completes."""
+    job = follow(session.service, session.service.find_job(job_ref).id)
+    _say_end(session, job)
+    if job.state != "completed":
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("job_ref", metavar="ID")
+@json_option
+@pass_session
+def events(session: Session, *, job_ref: str, as_json: bool) -> None:
+    """Print what happened to a run, oldest first."""
+    happened = session.service.events(session.service.find_job(job_ref).id)
+    if as_json:
+        document([answers.Event.model_validate(asdict(event)).model_dump(mode="json") for event in happened])
+        return
+    for event in happened:
+        payload = "  ".join(f"{key}={value}" for key, value in event.payload.items() if value is not None)
+        click.echo(clean_text(f"{answers.iso(event.ts)}  {event.kind:<14} {payload}"))
+
+
+def result_text(result: dict[str, Any]) -> str:
+    """Return a result as a person reads it."""
+    lines = [
+        f"perplexity {result['ppl_baseline']:.2f} → {result['ppl_final']:.2f} ({result['ppl_delta_pct']:+.1f} %)",
+        f"loss {result['loss_final']:.3f} · {result['tokens_processed']:,} tokens · {duration(result['gpu_seconds'])} "
+        f"on the device · {result['params_after']:,} parameters",
+    ]
+    if result["cost_usd"]:
+        lines.append(f"cost ${result['cost_usd']:.2f}")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.argument("job_ref", metavar="ID")
+@json_option
+@pass_session
+def result(session: Session, *, job_ref: str, as_json: bool) -> None:
+    """Print what a run came to; exit 1 while there is none."""
+    job = session.service.find_job(job_ref)
+    body = session.service.result(job.id)
+    if body is None:
+        say(f"{job.name} has no result yet: it is {job.state}.")
+        sys.exit(1)
+    if as_json:
+        document(body)
+    else:
+        click.echo(result_text(body))
+
+
+@click.command()
+@click.argument("job_ref", metavar="ID")
+@json_option
+@pass_session
+def checkpoints(session: Session, *, job_ref: str, as_json: bool) -> None:
+    """List a run's checkpoints, oldest first."""
+    found = session.service.checkpoints(session.service.find_job(job_ref).id)
+    if as_json:
+        document([answers.Checkpoint.of(checkpoint).model_dump(mode="json") for checkpoint in found])
+        return
+    rows = [(c.step, c.state, _short(c.loss), _short(c.eval_loss), c.path) for c in found]
+    table(("step", "state", "loss", "eval loss", "path"), rows)
+
+
+@click.command()
+@click.argument("job_ref", metavar="ID")
+@json_option
+@pass_session
+def cancel(session: Session, *, job_ref: str, as_json: bool) -> None:
+    """Stop a run: it finishes its step and saves first."""
+    job = session.service.cancel(session.service.find_job(job_ref).id)
+    if as_json:
+        document(job_document(job))
+    else:
+        say(f"{job.name} is cancelled." if job.finished else f"{job.name} stops after its step.")
+
+
+@click.command()
+@click.argument("job_ref", metavar="ID")
+@json_option
+@pass_session
+def retry(session: Session, *, job_ref: str, as_json: bool) -> None:
+    """Queue a failed or cancelled run again; it goes on from its newest checkpoint."""
+    service = session.service
+    job = service.retry(service.find_job(job_ref).id)
+    daemon.ensure_running(service.home)
+    if as_json:
+        document(job_document(job))
+    else:
+        say(f"{job.name} is queued again.")
+
+
+@click.command()
+@click.argument("job_ref", metavar="ID")
+@pass_session
+def rm(session: Session, *, job_ref: str) -> None:
+    """Delete a finished run with its telemetry and checkpoints; its model stays."""
+    job = session.service.find_job(job_ref)
+    session.service.delete(job.id)
+    say(f"{job.name} is deleted.")
+
+
+COMMANDS = (submit, jobs, show, logs, metrics, watch, events, result, checkpoints, cancel, retry, rm)

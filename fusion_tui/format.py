@@ -1,0 +1,160 @@
+"""Values as people read them: states, numbers, times, events.
+
+The rule: pure functions of their arguments; text that came from outside is cleaned here and never read as markup.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.text import Text
+
+from engine.service import Event, Job, clean_text, states
+
+# A glyph and a word for each state, because colour alone says nothing on half of the terminals.
+_STATES: dict[str, tuple[str, str]] = {
+    states.QUEUED: ("○", "yellow"),
+    states.PROVISIONING: ("◔", "cyan"),
+    states.STAGING: ("◑", "cyan"),
+    states.RUNNING: ("●", "bold cyan"),
+    states.CHECKPOINTING: ("◆", "bold cyan"),
+    states.UPLOADING: ("▲", "bold cyan"),
+    states.PREEMPTED: ("◌", "yellow"),
+    states.COMPLETED: ("✓", "green"),
+    states.FAILED: ("✗", "bold red"),
+    states.CANCELLED: ("⊘", "dim"),
+}
+_STOPPING = ("◐", "bold yellow")
+
+
+def clean(text: str) -> str:
+    """Return text from outside as one line without control sequences."""
+    return clean_text(text).replace("\n", " ").expandtabs(4)
+
+
+def state(job: Job) -> Text:
+    """Return a run's state: glyph and word."""
+    stopping = job.stop_requested and not job.finished
+    glyph, style = _STOPPING if stopping else _STATES.get(job.state, ("?", ""))
+    return Text(f"{glyph} {'stopping' if stopping else job.state}", style=style)
+
+
+def trouble(job: Job) -> str:
+    """Return why a run failed or waits; empty where it does neither."""
+    if job.error:
+        return clean(job.error)
+    return f"waits: {clean(job.hold)}" if job.hold and not job.finished else ""
+
+
+def bar(share: float, width: int) -> str:
+    """Return a progress bar of `width` cells for a share between 0 and 1."""
+    halves = round(min(max(share, 0.0), 1.0) * width * 2)
+    return ("━" * (halves // 2) + "╸" * (halves % 2)).ljust(width, "┄")
+
+
+def percent(share: float) -> str:
+    """Return a share as whole percent; 100 only when it is done."""
+    return f"{math.floor(share * 100 + 1e-9)}%"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with `digits` significant digits, or a dash for none."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return str(value)
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.{min(digits, 3) - 1}e}"
+    whole = len(str(int(abs(value))))
+    return f"{value:.{max(digits - whole, 0)}f}"
+
+
+def count(value: float | None) -> str:
+    """Return a count in short: 950, 1.2k, 3.4M."""
+    if value is None:
+        return "–"
+    for unit in ("", "k", "M", "G"):
+        if abs(value) < 999.5:
+            return f"{value:.0f}{unit}" if not unit or abs(value) >= 99.95 else f"{value:.1f}{unit}"
+        value /= 1000
+    return f"{value:.0f}T"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time span in at most six characters: 42s, 3m10s, 2h05m, 3d04h."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    total = max(int(seconds), 0)
+    if total < 60:
+        return f"{total}s"
+    if total < 3600:
+        return f"{total // 60}m{total % 60:02d}s"
+    if total < 86400:
+        return f"{total // 3600}h{total % 3600 // 60:02d}m"
+    return f"{total // 86400}d{total % 86400 // 3600:02d}h"
+
+
+def age(seconds: float) -> str:
+    """Return how long ago in at most four characters: now, 12m, 5h, 3d."""
+    total = max(int(seconds), 0)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if total >= size:
+            return f"{total // size}{unit}"
+    return "now"
+
+
+def eta(job: Job) -> str:
+    """Return the time left of a working run."""
+    return duration(job.eta_s) if job.state in states.ACTIVE else "–"
+
+
+_EVENT_WORDS = {
+    "stop_requested": "stop requested: the run finishes its step and saves",
+    "resume": "resumed",
+    "checkpoint": "checkpoint saved",
+}
+
+
+def _details(payload: Mapping[str, Any]) -> str:
+    shown = (
+        f"{key.replace('_', ' ')} {_value(value)}" for key, value in payload.items() if value not in (None, "", {})
+    )
+    return ", ".join(shown)
+
+
+def _value(value: Any) -> str:
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def event(entry: Event) -> str:
+    """Return what happened in words."""
+    payload = dict(entry.payload)
+    if entry.kind == "state":
+        before, after = payload.pop("from", None), payload.pop("to", "?")
+        words = f"{before} → {after}" if before else f"submitted, {after}"
+    else:
+        words = _EVENT_WORDS.get(entry.kind, entry.kind.replace("_", " "))
+    details = _details(payload)
+    return clean(f"{words} ({details})" if details else words)
+
+
+def plural(amount: int, noun: str) -> str:
+    """Return `1 run`, `2 runs`."""
+    return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"
+
+
+def unfinished(counts: Mapping[str, int]) -> int:
+    """Return how many runs have not ended."""
+    return sum(amount for name, amount in counts.items() if name not in states.FINISHED)
+
+
+def farewell(counts: Mapping[str, int]) -> str:
+    """Return the line that the app leaves behind."""
+    going = unfinished(counts)
+    if not going:
+        return "Nothing is running. fusion-tui brings your runs back."
+    verb = "keeps" if going == 1 else "keep"
+    back = "it" if going == 1 else "them"
+    return f"{plural(going, 'run')} {verb} going; fusion-tui brings {back} back"

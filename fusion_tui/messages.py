@@ -1,0 +1,92 @@
+"""What the poller tells the app: immutable snapshots, each of which makes the one before it superfluous.
+
+The rule: a message carries all that is known, never an increment, so that a burst may collapse into its last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from textual.message import Message
+
+from engine.service import Checkpoint, Device, Event, Job, LogLine, Point
+
+LOG_LINES = 2000  # as many as the store keeps
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Whether a supervisor works on the queue, and where its API listens."""
+
+    running: bool = False
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """All runs and the machine. `latest` is each run's newest training point; `error` says why data may be old."""
+
+    jobs: tuple[Job, ...] = ()
+    latest: Mapping[str, Point] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    devices: tuple[Device, ...] = ()
+    supervision: Supervision | None = None
+    error: str = ""
+    loaded: bool = False
+
+    def name(self, entry_id: str | None) -> str:
+        """Return the name of a model or dataset."""
+        return self.names.get(entry_id, "…") if entry_id else "–"
+
+    def job(self, job_id: str | None) -> Job | None:
+        """Return the run with this id, if it is there."""
+        return next((job for job in self.jobs if job.id == job_id), None)
+
+
+@dataclass(frozen=True)
+class RunView:
+    """Everything recorded about one run. A part that did not change is the same object as before."""
+
+    job: Job
+    points: tuple[Point, ...] = ()
+    logs: tuple[LogLine, ...] = ()
+    events: tuple[Event, ...] = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
+    result: Mapping[str, Any] | None = None
+    model: str = "–"
+    dataset: str = "–"
+
+
+class OverviewChanged(Message):
+    """The list of runs or the machine changed."""
+
+    def __init__(self, overview: Overview) -> None:
+        super().__init__()
+        self.overview = overview
+
+    def can_replace(self, message: Message) -> bool:
+        """A later overview holds everything that an earlier one does."""
+        return isinstance(message, OverviewChanged)
+
+
+class RunChanged(Message):
+    """The watched run changed."""
+
+    def __init__(self, view: RunView) -> None:
+        super().__init__()
+        self.view = view
+
+    def can_replace(self, message: Message) -> bool:
+        """A later view of the same run holds everything that an earlier one does."""
+        return isinstance(message, RunChanged) and message.view.job.id == self.view.job.id
+
+
+class RunGone(Message):
+    """The watched run is not in the store (any more)."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__()
+        self.job_id = job_id

@@ -1,0 +1,214 @@
+"""Asks the service "anything newer?" in one thread and posts what changed.
+
+The rule: no screen asks the service about runs; they show what this thread posted last. An unchanged store costs one
+PRAGMA, and posts nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from textual.message import Message
+
+from engine.service import Job, NotFound, Point, Service, StoreError, states
+from fusion_tui.messages import LOG_LINES, Overview, OverviewChanged, RunChanged, RunGone, RunView, Supervision
+
+INTERVAL_S = 0.4
+DEVICES_EVERY_S = 2.0
+JOBS_SHOWN = 500
+RUNS_KEPT = 8
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """A run's points with what they depend on: rows after a resume's step are deleted and written again."""
+
+    points: tuple[Point, ...] = ()
+    fence: int = -1
+    resumes: int = 0
+
+
+class Poller:
+    """The thread's state. `post` must be safe to call from any thread."""
+
+    def __init__(
+        self,
+        service: Service,
+        post: Callable[[Message], object],
+        supervision: Callable[[], Supervision],
+        *,
+        interval: float = INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._service = service
+        self._post = post
+        self._supervision = supervision
+        self._interval = interval
+        self._clock = clock
+        self._wake = threading.Event()
+        self._stopped = False
+        self._watched: str | None = None
+        self._posted: str | None = None
+        self._seen: tuple[int, str | None] | None = None
+        self._machine_at = float("-inf")
+        self._overview = Overview()
+        self._sources: dict[str, tuple[str, int, int]] = {}
+        self._views: OrderedDict[str, RunView] = OrderedDict()
+        self._curves: dict[str, _Curve] = {}
+
+    def watch(self, job_id: str | None) -> None:
+        """Follow this run in full from now on."""
+        self._watched = job_id
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look at once: something was just done."""
+        self._seen, self._machine_at = None, float("-inf")
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread after its present round."""
+        self._stopped = True
+        self._wake.set()
+
+    def run(self) -> None:
+        """Poll until stopped."""
+        while not self._stopped:
+            self._wake.clear()
+            self.poll()
+            self._wake.wait(self._interval)
+
+    def poll(self) -> None:
+        """Look once, and post what differs from what was posted before. Never raises."""
+        for look in (self._poll_store, self._poll_machine):
+            try:
+                look()
+            except StoreError as error:
+                self._failed(str(error))
+            except Exception as error:  # noqa: BLE001  (the thread's edge: a dead poller would freeze every screen)
+                self._failed(f"{type(error).__name__}: {error}")
+
+    def _failed(self, text: str) -> None:
+        self._seen = None
+        if not self._stopped:
+            self._publish(replace(self._overview, error=text, loaded=True))
+
+    def _publish(self, overview: Overview) -> None:
+        if overview != self._overview:
+            self._overview = overview
+            self._post(OverviewChanged(overview))
+
+    # The machine --------------------------------------------------------------------------------------------------
+
+    def _poll_machine(self) -> None:
+        now = self._clock()
+        if now - self._machine_at < DEVICES_EVERY_S:
+            return
+        self._machine_at = now
+        devices = tuple(self._service.devices())
+        self._publish(replace(self._overview, devices=devices, supervision=self._supervision()))
+
+    # The runs -----------------------------------------------------------------------------------------------------
+
+    def _poll_store(self) -> None:
+        watched = self._watched
+        seen = (self._service.version(), watched)
+        if seen == self._seen:
+            return
+        # Taken before the rows are read: what is committed meanwhile is read again in the next round.
+        self._seen = seen
+        self._publish(self._read_overview())
+        if watched:
+            self._read_run(watched)
+
+    def _read_overview(self) -> Overview:
+        jobs = tuple(self._service.jobs(limit=JOBS_SHOWN))
+        return replace(
+            self._overview,
+            jobs=jobs,
+            latest=self._latest(jobs),
+            names=self._names(jobs),
+            counts=self._service.job_counts(),
+            error="",
+            loaded=True,
+        )
+
+    def _latest(self, jobs: tuple[Job, ...]) -> dict[str, Point]:
+        """Return each run's newest point; asked again only where the run works or its row changed."""
+        sources = {job.id: (job.state, job.step, job.fence) for job in jobs}
+        stale = [job.id for job in jobs if job.state in states.ACTIVE or self._sources.get(job.id) != sources[job.id]]
+        kept = {job_id: point for job_id, point in self._overview.latest.items() if job_id in sources}
+        for job_id in stale:
+            kept.pop(job_id, None)
+        found = kept | self._service.latest_points(stale)
+        self._sources = sources
+        return found
+
+    def _names(self, jobs: tuple[Job, ...]) -> dict[str, str]:
+        known = dict(self._overview.names)
+        for job in jobs:
+            for entry_id in (job.base_model_id, job.source_model_id, job.dataset_id):
+                if entry_id and entry_id not in known:
+                    known[entry_id] = self._service.name_of(entry_id)
+        return known
+
+    # The watched run ----------------------------------------------------------------------------------------------
+
+    def _read_run(self, job_id: str) -> None:
+        before = self._views.get(job_id)
+        try:
+            view = self._read_view(job_id, before)
+        except NotFound:
+            self._forget(job_id)
+            self._post(RunGone(job_id))
+            return
+        self._views[job_id] = view
+        self._views.move_to_end(job_id)
+        while len(self._views) > RUNS_KEPT:
+            self._forget(next(iter(self._views)))
+        if view != before or job_id != self._posted:
+            self._posted = job_id
+            self._post(RunChanged(view))
+
+    def _forget(self, job_id: str) -> None:
+        self._views.pop(job_id, None)
+        self._curves.pop(job_id, None)
+
+    def _read_view(self, job_id: str, before: RunView | None) -> RunView:
+        job = self._service.job(job_id)
+        old = before or RunView(job)
+        events = old.events + tuple(self._service.events(job_id, after=old.events[-1].id if old.events else 0))
+        logs = old.logs + tuple(self._service.logs(job_id, since=old.logs[-1].seq if old.logs else 0))
+        checkpoints = tuple(self._service.checkpoints(job_id))
+        return RunView(
+            job=job,
+            points=self._points(job, sum(event.kind == "resume" for event in events)),
+            logs=logs[-LOG_LINES:] if len(logs) > LOG_LINES else logs,
+            events=events,
+            checkpoints=old.checkpoints if checkpoints == old.checkpoints else checkpoints,
+            result=self._service.result(job_id),
+            model=self._overview.name(job.source_model_id or job.base_model_id),
+            dataset=self._overview.name(job.dataset_id),
+        )
+
+    def _points(self, job: Job, resumes: int) -> tuple[Point, ...]:
+        """Return the whole curve, reading only its end unless the run was resumed since."""
+        curve = self._curves.get(job.id, _Curve())
+        known = curve.points
+        if (curve.fence, curve.resumes) != (job.fence, resumes) or self._was_cut(job.id, known):
+            known = ()
+        # The last step is read again: its evaluation and its training point may come in different transactions.
+        since = known[-1].step - 1 if known else -1
+        new = tuple(self._service.points(job.id, since_step=since))
+        tail = [point for point in known[-2:] if point.step > since]
+        if tuple(tail) != new:
+            known = known[: len(known) - len(tail)] + new
+        self._curves[job.id] = _Curve(known, job.fence, resumes)
+        return known
+
+    def _was_cut(self, job_id: str, known: tuple[Point, ...]) -> bool:
+        return bool(known) and self._service.latest_step(job_id) < known[-1].step

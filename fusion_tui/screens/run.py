@@ -1,0 +1,125 @@
+"""One run: its charts, log, events, configuration, result and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from textual import on
+from textual.app import ComposeResult
+from textual.widgets import Footer, Static, TabbedContent, TabPane, Tabs
+
+from engine.service import Job
+from fusion_tui.actions import bindings
+from fusion_tui.messages import RunView
+from fusion_tui.screens.job_screen import JobScreen
+from fusion_tui.widgets.curve import AXES, SMOOTHING, Look
+from fusion_tui.widgets.facts import CheckpointsPage, ConfigPage, EventsPage, Page, ResultPage
+from fusion_tui.widgets.log_tail import LogTail
+from fusion_tui.widgets.loss_chart import LossChart
+from fusion_tui.widgets.metric_tabs import MetricTabs
+from fusion_tui.widgets.run_header import RunHeader
+
+
+class RunScreen(JobScreen):
+    """The screen of the run with the id `job_id`."""
+
+    BINDINGS = bindings("run")
+    AUTO_FOCUS = "ContentTabs"
+    SCOPE = "run"
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__()
+        self.job_id = job_id
+        self._view: RunView | None = None
+
+    def compose(self) -> ComposeResult:
+        """Header and panes; on a tall screen the log stands below the chart too."""
+        yield RunHeader("reading the run…", id="header")
+        with TabbedContent(id="panes"):
+            with TabPane("Charts", id="charts"):
+                yield MetricTabs(id="metrics")
+                yield LossChart(id="chart")
+                yield Static("log", id="tail-title")
+                yield LogTail(id="tail")
+            with TabPane("Log", id="log-pane"):
+                yield LogTail(id="log")
+            with TabPane("Events", id="events-pane"):
+                yield EventsPage(id="events")
+            with TabPane("Config", id="config-pane"):
+                yield ConfigPage(id="config")
+            with TabPane("Result", id="result-pane"):
+                yield ResultPage(id="result")
+            with TabPane("Checkpoints", id="checkpoints-pane"):
+                yield CheckpointsPage(id="checkpoints")
+        yield Footer(compact=True, show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """Follow the run from now on."""
+        self.fusion.watch_run(self.job_id)
+        self.watch(self.app, "view", self._show_view)
+        self.watch(self.app, "gone", self._gone, init=False)
+
+    def on_screen_resume(self) -> None:
+        """Back from another screen: follow this run again."""
+        self.fusion.watch_run(self.job_id)
+
+    def current_job(self) -> Job | None:
+        """Return this run."""
+        return self._view.job if self._view else None
+
+    def _show_view(self, view: RunView | None) -> None:
+        if view is None or view.job.id != self.job_id:
+            return
+        self._view = view
+        self.query_one(RunHeader).show_run(view)
+        self.query_one(LossChart).show_run(view)
+        for log in self.query(LogTail):
+            log.show_run(view)
+        for page in self.query(Page):
+            page.show_run(view)
+
+    def _gone(self, job_id: str) -> None:
+        if job_id == self.job_id and self.is_current:
+            self.fusion.pop_screen()
+
+    def on_resize(self) -> None:
+        """The header's bar fills the width."""
+        if self._view:
+            self.query_one(RunHeader).show_run(self._view)
+
+    # The chart's look ---------------------------------------------------------------------------------------------
+
+    @property
+    def _look(self) -> Look:
+        return self.query_one(LossChart).look
+
+    def _set_look(self, look: Look) -> None:
+        self.query_one(LossChart).set_look(look)
+
+    @on(Tabs.TabActivated, "MetricTabs")
+    def _metric_chosen(self, event: Tabs.TabActivated) -> None:
+        self._set_look(replace(self._look, metric=event.tab.id or "loss"))
+
+    def action_metric(self) -> None:
+        """Show the next metric."""
+        self.query_one(TabbedContent).active = "charts"
+        self.query_one(MetricTabs).next_metric()
+
+    def action_x_axis(self) -> None:
+        """Go on to the next x axis."""
+        axis = AXES[(AXES.index(self._look.axis) + 1) % len(AXES)]
+        self._set_look(replace(self._look, axis=axis))
+
+    def action_log_y(self) -> None:
+        """Turn the logarithmic axis on or off."""
+        self._set_look(replace(self._look, log_y=not self._look.log_y))
+
+    def action_smooth(self, change: int) -> None:
+        """Smooth more, less, or (0) not at all."""
+        level = min(max(self._look.level + change, 0), len(SMOOTHING) - 1) if change else 0
+        self._set_look(replace(self._look, level=level))
+
+    def action_follow(self) -> None:
+        """Follow the log, or stand still."""
+        following = [log.toggle_follow() for log in self.query(LogTail)]
+        self.notify("The log follows." if all(following) else "The log stands still.", timeout=2)

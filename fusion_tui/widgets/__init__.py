@@ -1,0 +1,1 @@
+"""One widget per file; they show what they are handed and know nothing of the store."""

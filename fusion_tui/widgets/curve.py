@@ -1,0 +1,139 @@
+"""From telemetry points to the numbers that a chart draws.
+
+The rule: pure functions; what leaves here is finite, ordered by x, and at most `LIMIT` points, spikes included.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engine.service import Checkpoint, Event, Point
+
+LIMIT = 200
+SMOOTHING = (0.0, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
+DEFAULT_LEVEL = 3
+AXES = ("step", "tokens", "time")
+
+METRICS: dict[str, str] = {
+    "loss": "loss",
+    "lr": "lr",
+    "grad_norm": "grad norm",
+    "throughput": "tok/s",
+    "vram_gb": "memory GB",
+}
+
+Line = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a curve is to be drawn: which metric, along what, on which scale, how smooth."""
+
+    metric: str = "loss"
+    axis: str = "step"
+    log_y: bool = False
+    level: int = DEFAULT_LEVEL
+
+    @property
+    def smoothing(self) -> float:
+        """The weight of the past in the moving average."""
+        return SMOOTHING[self.level]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What is drawn: raw and smoothed training values, evaluations, and where to draw marks."""
+
+    raw: Line
+    smoothed: Line
+    evals: Line
+    marks: tuple[tuple[str, float], ...] = ()
+    last: tuple[float | None, float | None, float | None] = (None, None, None)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to draw."""
+        return not self.raw[0] and not self.evals[0]
+
+
+def decimate(xs: Sequence[float], ys: Sequence[float], limit: int = LIMIT) -> Line:
+    """Return at most `limit` points in the same order: of each stretch its lowest and its highest.
+
+    The first and last points stay, so that the curve ends where the run is.
+    """
+    if len(xs) <= limit:
+        return list(xs), list(ys)
+    last = len(xs) - 1
+    buckets = (limit - 2) // 2
+    kept = {0, last}
+    for bucket in range(buckets):
+        stretch = range(1 + bucket * (last - 1) // buckets, 1 + (bucket + 1) * (last - 1) // buckets)
+        kept.add(min(stretch, key=ys.__getitem__))
+        kept.add(max(stretch, key=ys.__getitem__))
+    order = sorted(kept)
+    return [xs[i] for i in order], [ys[i] for i in order]
+
+
+def smooth(ys: Sequence[float], weight: float) -> list[float]:
+    """Return the bias-corrected exponential moving average (Kingma and Ba 2015, section 3)."""
+    average, correction, out = 0.0, 1.0, []
+    for y in ys:
+        average = weight * average + (1 - weight) * y
+        correction *= weight
+        out.append(average / (1 - correction))
+    return out
+
+
+def _x_of(points: Sequence[Point], axis: str) -> Callable[[Point], float | None]:
+    if axis == "tokens":
+        # An evaluation counts no tokens of its own: it stands where the training had come to.
+        reached = {point.step: point.tokens for point in points if point.tokens is not None}
+        return lambda point: reached.get(point.step, 0 if point.step == 0 else None)
+    if axis == "time":
+        start = min((point.ts for point in points), default=0.0)
+        return lambda point: point.ts - start
+    return lambda point: float(point.step)
+
+
+def _line(points: Sequence[Point], look: Look, x_of: Callable[[Point], float | None]) -> Line:
+    xs, ys = [], []
+    for point in points:
+        x, y = x_of(point), getattr(point, look.metric)
+        if x is not None and y is not None and math.isfinite(y) and (y > 0 or not look.log_y):
+            xs.append(float(x))
+            ys.append(float(y))
+    return xs, ys
+
+
+def _marks(
+    points: Sequence[Point],
+    x_of: Callable[[Point], float | None],
+    events: Sequence[Event],
+    checkpoints: Sequence[Checkpoint],
+) -> tuple[tuple[str, float], ...]:
+    steps = [("checkpoint", one.step) for one in checkpoints if one.state == "published"]
+    steps += [("resume", one.payload["step"]) for one in events if one.kind == "resume" and "step" in one.payload]
+    at = {point.step: x_of(point) for point in points} if steps else {}
+    placed = ((kind, at.get(step)) for kind, step in steps)
+    return tuple((kind, x) for kind, x in placed if x is not None)
+
+
+def trace(
+    points: Sequence[Point], look: Look, events: Sequence[Event] = (), checkpoints: Sequence[Checkpoint] = ()
+) -> Curve:
+    """Return the curve of `points` for a look."""
+    x_of = _x_of(points, look.axis)
+    train = [point for point in points if point.phase == "train"]
+    xs, ys = _line(train, look, x_of)
+    smoothed = smooth(ys, look.smoothing) if look.level else []
+    judged = [point for point in points if point.phase == "eval"] if look.metric == "loss" else []
+    evals = _line(judged, look, x_of)
+    return Curve(
+        raw=decimate(xs, ys),
+        smoothed=decimate(xs, smoothed) if smoothed else ([], []),
+        evals=decimate(*evals),
+        marks=_marks(points, x_of, events, checkpoints),
+        last=tuple(line[-1] if line else None for line in (ys, smoothed, evals[1])),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,136 @@
+"""Pages of a run that are read, not watched: events, configuration, result, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.widgets import Static
+
+from engine.resources import size_text
+from fusion_tui import format as fmt
+from fusion_tui.actions import bindings
+from fusion_tui.messages import RunView
+
+
+class Page(VerticalScroll):
+    """A page that scrolls by keyboard and is drawn anew only when its data changed."""
+
+    BINDINGS = bindings("page")
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._shown: object = None
+
+    def compose(self) -> ComposeResult:
+        """One text, which may be longer than the page."""
+        yield Static()
+
+    def show_run(self, view: RunView) -> None:
+        """Show this page of a run."""
+        data = self.data(view)
+        if self._shown is None or data != self._shown:
+            self._shown = data
+            self.query_one(Static).update(self.draw(view))
+
+    def data(self, view: RunView) -> object:
+        """Return what the page depends on."""
+        raise NotImplementedError
+
+    def draw(self, view: RunView) -> Table | Text:
+        """Return the page."""
+        raise NotImplementedError
+
+
+def grid(rows: Iterable[tuple[str | Text, ...]], head: tuple[str, ...] = ()) -> Table:
+    """Return rows as a table without lines; the first column is dim."""
+    table = Table(box=None, show_header=bool(head), pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    lines = [tuple(Text(cell) if isinstance(cell, str) else cell for cell in row) for row in rows]
+    for index in range(len(head) or max((len(line) for line in lines), default=1)):
+        table.add_column(head[index] if head else "", style="dim" if index == 0 else "", no_wrap=index == 0)
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+class EventsPage(Page):
+    """What happened, newest first."""
+
+    def data(self, view: RunView) -> object:
+        """Events are only ever added."""
+        return view.job.id, len(view.events)
+
+    def draw(self, view: RunView) -> Table | Text:
+        """One line per event."""
+        clock = (time.strftime("%m-%d %H:%M:%S", time.localtime(event.ts)) for event in reversed(view.events))
+        return grid(zip(clock, map(fmt.event, reversed(view.events)), strict=True))
+
+
+class ConfigPage(Page):
+    """The settings that run, not those of the form."""
+
+    def data(self, view: RunView) -> object:
+        """A job's settings never change, its names may."""
+        return view.job.id, view.model, view.dataset
+
+    def draw(self, view: RunView) -> Table | Text:
+        """One line per setting."""
+        job = view.job
+        head = {"id": job.id, "type": job.type, "model": view.model, "dataset": view.dataset}
+        rows = head | job.hyperparams | {"tags": ", ".join(job.tags), "notes": job.notes}
+        return grid((key, fmt.clean(str(value))) for key, value in rows.items() if value not in ("", None))
+
+
+class CheckpointsPage(Page):
+    """Checkpoints, newest first."""
+
+    def data(self, view: RunView) -> object:
+        """All of them: their states change."""
+        return view.job.id, view.checkpoints
+
+    def draw(self, view: RunView) -> Table | Text:
+        """One line per checkpoint."""
+        if not view.checkpoints:
+            return Text(f"No checkpoint yet; one is saved every {view.job.hyperparams.get('save_steps', '?')} steps.")
+        rows = (
+            (str(one.step), one.state, fmt.number(one.loss), fmt.number(one.eval_loss), size_text(one.bytes), one.path)
+            for one in reversed(view.checkpoints)
+        )
+        return grid(rows, ("step", "state", "loss", "eval", "size", "where"))
+
+
+class ResultPage(Page):
+    """What the run brought: perplexity before and after, size, time, cost."""
+
+    def data(self, view: RunView) -> object:
+        """There is one at the end."""
+        return view.job.id, view.job.state, view.result
+
+    def draw(self, view: RunView) -> Table | Text:
+        """The figures in words."""
+        if view.result is None:
+            ended = "The run ended without a result." if view.job.finished else "The result comes with the run's end."
+            return Text(ended)
+        return grid(_result(view.result))
+
+
+def _result(result: Mapping[str, Any]) -> list[tuple[str | Text, ...]]:
+    get = result.get
+    delta = get("ppl_delta_pct")
+    change = f"  ({delta:+.1f} %)" if isinstance(delta, int | float) else ""
+    rows: list[tuple[str | Text, ...]] = [
+        ("perplexity", Text(f"{fmt.number(get('ppl_baseline'))} → {fmt.number(get('ppl_final'))}{change}", "bold")),
+        ("final loss", fmt.number(get("loss_final"))),
+        ("parameters", " → ".join(fmt.count(get(key)) for key in ("params_before", "params_after") if get(key))),
+        ("device time", fmt.duration(get("gpu_seconds"))),
+        ("tokens", fmt.count(get("tokens_processed"))),
+        ("cost", f"${get('cost_usd', 0.0):.4f}" if get("cost_usd") else "not counted: set usd_per_gpu_hour"),
+    ]
+    samples = (("prompt", "sample_prompt"), ("before", "sample_before"), ("after", "sample_after"))
+    rows += [(title, fmt.clean(str(result[key]))) for title, key in samples if get(key)]
+    return [row for row in rows if row[1]]

@@ -1,0 +1,102 @@
+"""The live chart of one run: raw and smoothed values, evaluations, a caption in words.
+
+The rule: it draws at most four times a second, and only when its points, its look or its size changed.
+"""
+
+from __future__ import annotations
+
+import time
+
+from rich.text import Text
+from textual import events
+from textual.timer import Timer
+from textual.widgets import Static
+
+from engine.service import Point
+from fusion_tui import format as fmt
+from fusion_tui.messages import RunView
+from fusion_tui.widgets.curve import METRICS, SMOOTHING, Curve, Look, trace
+from fusion_tui.widgets.plot import EVAL, RAW, SMOOTHED, draw
+
+DRAW_EVERY_S = 0.25
+
+
+class LossChart(Static):
+    """A chart as large as its box, with the caption in its first line."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.look = Look()
+        self.drawn = 0
+        self._view: RunView | None = None
+        self._done: tuple[object, ...] = ()
+        self._drawn_at = float("-inf")
+        self._timer: Timer | None = None
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """What the chart shows now."""
+        return self._view.points if self._view else ()
+
+    def show_run(self, view: RunView | None) -> None:
+        """Show a run, or nothing."""
+        self._view = view
+        self._request()
+
+    def set_look(self, look: Look) -> None:
+        """Draw in another way."""
+        self.look = look
+        self._request()
+
+    def on_resize(self, _: events.Resize) -> None:
+        """The box changed, or came into sight."""
+        self._request()
+
+    def _request(self) -> None:
+        """Draw now, or as soon as a quarter of a second has passed since the last time."""
+        if self._timer is not None or self._state() == self._done:
+            return
+        wait = self._drawn_at + DRAW_EVERY_S - time.monotonic()
+        if wait <= 0:
+            self._draw()
+        else:
+            self._timer = self.set_timer(wait, self._draw)
+
+    def _state(self) -> tuple[object, ...]:
+        view = self._view
+        parts = (view.points, len(view.events), view.checkpoints, view.job.id) if view else ()
+        return (*parts, self.look, self.size)
+
+    def _draw(self) -> None:
+        self._timer = None
+        width, height = self.size
+        if not self.is_attached or not width or not height:
+            return
+        self._done = self._state()
+        self._drawn_at = time.monotonic()
+        self.drawn += 1
+        self.update(self._picture(width, height))
+
+    def _picture(self, width: int, height: int) -> Text:
+        view = self._view
+        if view is None:
+            return Text("")
+        curve = trace(view.points, self.look, view.events, view.checkpoints)
+        caption = _caption(curve, self.look)
+        caption.truncate(width, overflow="ellipsis")
+        return Text("\n").join([caption, draw(curve, self.look, width, height - 1)])
+
+
+def _caption(curve: Curve, look: Look) -> Text:
+    """Say in words what the lines are and where they stand."""
+    raw, smoothed, judged = curve.last
+    name = METRICS[look.metric]
+    parts = [Text(f"⠒ {name} {fmt.number(raw)}", style=f"color({RAW if smoothed is not None else SMOOTHED})")]
+    if smoothed is not None:
+        parts.append(Text(f"▬ smoothed {fmt.number(smoothed)}", style=f"color({SMOOTHED})"))
+    if judged is not None:
+        parts.append(Text(f"◆ eval {fmt.number(judged)}", style=f"color({EVAL})"))
+    smoothing = SMOOTHING[look.level]
+    settings = [f"by {look.axis}", *(["log y"] if look.log_y else []), f"smoothing {smoothing:g}"]
+    parts.append(Text(", ".join(settings), style="dim"))
+    return Text(" · ").join(parts)

@@ -1,0 +1,87 @@
+"""Draws a curve as text with plotext, whose figure is one global that leaks between draws.
+
+The rule: this is the only module that touches plotext; each draw starts from a cleared figure, on the UI thread.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.text import Text
+
+from fusion_tui import format as fmt
+from fusion_tui.widgets.curve import Curve, Line, Look
+
+# 256-colour numbers that are readable on dark and on light ground; the markers differ too, for terminals without.
+RAW, SMOOTHED, EVAL, CHECKPOINT, RESUME = 245, 33, 208, 240, 133
+RAW_MARKER, SMOOTHED_MARKER, EVAL_MARKER = "·", "braille", "◆"
+LEAST_WIDTH, LEAST_HEIGHT = 16, 4
+
+
+def draw(curve: Curve, look: Look, width: int, height: int) -> Text:
+    """Return the chart, `width` × `height` cells. Text that fits stands in where it does not or nothing is there."""
+    if curve.empty or width < LEAST_WIDTH or height < LEAST_HEIGHT:
+        return Text("no points yet" if curve.empty else "too small for a chart", style="dim")
+    import plotext as plt
+
+    plt.clear_figure()
+    plt.limit_size(False, False)
+    plt.theme("clear")
+    plt.plot_size(width, height)
+    plt.xaxes(True, False)
+    plt.yaxes(True, False)
+    _scale(plt, curve, look, width, height)
+    for kind, x in curve.marks:
+        plt.vertical_line(x, color=RESUME if kind == "resume" else CHECKPOINT)
+    _line(plt, curve.raw, look, RAW_MARKER, RAW if curve.smoothed[0] else SMOOTHED)
+    _line(plt, curve.smoothed, look, SMOOTHED_MARKER, SMOOTHED)
+    if curve.evals[0]:
+        plt.scatter(curve.evals[0], _ys(curve.evals, look), marker=EVAL_MARKER, color=EVAL)
+    drawn = Text.from_ansi(plt.build().rstrip("\n"), no_wrap=True, end="")
+    plt.clear_figure()
+    return drawn
+
+
+def _line(plt: Any, line: Line, look: Look, marker: str, color: int) -> None:
+    if line[0]:
+        plt.plot(line[0], _ys(line, look), marker=marker, color=color)
+
+
+def _ys(line: Line, look: Look) -> list[float]:
+    return [math.log10(y) for y in line[1]] if look.log_y else line[1]
+
+
+def _scale(plt: Any, curve: Curve, look: Look, width: int, height: int) -> None:
+    lines = (curve.raw, curve.smoothed, curve.evals)
+    xs = [x for line in lines for x in line[0]]
+    ys = [y for line in lines for y in _ys(line, look)]
+    low, high = _span(min(xs), max(xs))
+    plt.xlim(low, high)
+    ticks = _ticks(low, high, max(2, width // 14))
+    plt.xticks(ticks, [_x_label(tick, look.axis) for tick in ticks])
+    low, high = _span(min(ys), max(ys))
+    plt.ylim(low, high)
+    ticks = _ticks(low, high, max(2, (height - 2) // 3))
+    plt.yticks(ticks, [fmt.number(10**tick if look.log_y else tick, 3) for tick in ticks])
+
+
+def _span(low: float, high: float) -> tuple[float, float]:
+    """Return limits that are never the same number: plotext divides by their distance."""
+    if high - low > 1e-12 * max(abs(low), abs(high), 1e-300):
+        return low, high
+    pad = abs(low) * 0.1 or 1.0
+    return low - pad, high + pad
+
+
+def _ticks(low: float, high: float, wanted: int) -> list[float]:
+    """Return round numbers between `low` and `high`, about `wanted` of them."""
+    rough = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first = math.ceil(low / step)
+    return [index * step for index in range(first, math.floor(high / step) + 1)] or [low, high]
+
+
+def _x_label(value: float, axis: str) -> str:
+    return fmt.duration(value) if axis == "time" else fmt.count(value)

@@ -1,0 +1,54 @@
+"""The top of a run: name and state, progress, and one line on what it is doing or why it is not."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.widgets import Static
+
+from fusion_tui import format as fmt
+from fusion_tui.messages import RunView
+
+
+class RunHeader(Static):
+    """Two lines on a run, and a third where there is more to say."""
+
+    def show_run(self, view: RunView) -> None:
+        """Show a run's state."""
+        lines = [_title(view), _progress(view, self.size.width)]
+        if trouble := fmt.trouble(view.job):
+            lines.append(Text(trouble, style="bold red" if view.job.error else "yellow"))
+        self.update(Text("\n").join(lines))
+
+
+def _title(view: RunView) -> Text:
+    job = view.job
+    where = device(view)
+    return Text.assemble(
+        fmt.state(job),
+        "  ",
+        (fmt.clean(job.name), "bold"),
+        (f"  {job.type} of {fmt.clean(view.model)} on {fmt.clean(view.dataset)}", "dim"),
+        (f"  {where}" if where else "", "dim"),
+    )
+
+
+def device(view: RunView) -> str:
+    """Return the device that the newest attempt was given, as its events tell."""
+    named = (event.payload.get("device") for event in reversed(view.events))
+    return fmt.clean(str(next(filter(None, named), "")))
+
+
+def _progress(view: RunView, width: int) -> Text:
+    job = view.job
+    newest = next((point for point in reversed(view.points) if point.phase == "train"), None)
+    parts = [f"step {job.step}/{job.total_steps}", fmt.percent(job.progress)]
+    if not job.finished:
+        parts.append(f"ETA {fmt.eta(job)}")
+    if newest and newest.throughput:
+        parts.append(f"{fmt.count(newest.throughput)} tok/s")
+    if job.retries:
+        parts.append("1 retry" if job.retries == 1 else f"{job.retries} retries")
+    if job.activity and not job.finished:
+        parts.append(fmt.clean(job.activity))
+    facts = " · ".join(parts)
+    return Text.assemble((fmt.bar(job.progress, max(8, min(40, width - len(facts) - 2))), "cyan"), "  ", facts)

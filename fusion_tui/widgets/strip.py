@@ -1,0 +1,55 @@
+"""The two lines above every list: the devices with their load; queue, API address and supervisor."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.widgets import Static
+
+from engine.resources import GIB
+from engine.service import Device, states
+from fusion_tui import format as fmt
+from fusion_tui.messages import Overview
+
+
+class Strip(Static):
+    """The state of the machine and of the queue, in two lines."""
+
+    def show_overview(self, overview: Overview) -> None:
+        """Show the machine; an error of the poller stands in place of the supervisor's state."""
+        if not overview.loaded:
+            self.update(Text("reading the store…", style="dim"))
+            return
+        devices = Text("   ").join([_device(device) for device in overview.devices]) or Text("…", style="dim")
+        lines = [devices, _queue(overview)]
+        self.update(Text("\n").join(lines))
+
+
+def _device(device: Device) -> Text:
+    memory = f"{device.memory_used / GIB:.1f}/{device.memory_total / GIB:.1f} GB"
+    sensors = [
+        f"{device.utilisation:.0f}%" if device.utilisation is not None else "",
+        f"{device.temperature:.0f}°C" if device.temperature is not None else "",
+        f"{device.power:.0f} W" if device.power is not None else "",
+    ]
+    return Text.assemble((fmt.clean(device.label), "bold"), f" {memory} ", " ".join(filter(None, sensors)))
+
+
+def _queue(overview: Overview) -> Text:
+    queued = overview.counts.get(states.QUEUED, 0) + overview.counts.get(states.PREEMPTED, 0)
+    working = sum(overview.counts.get(name, 0) for name in states.ACTIVE)
+    hidden = sum(overview.counts.values()) - len(overview.jobs)
+    parts = [Text(f"{working} running, {queued} queued"), _supervision(overview)]
+    if hidden > 0:
+        parts.append(Text(f"newest {len(overview.jobs)} shown", style="dim"))
+    if overview.error:
+        parts.insert(0, Text(f"✗ {fmt.clean(overview.error)}", style="bold red"))
+    return Text(" · ").join(parts)
+
+
+def _supervision(overview: Overview) -> Text:
+    supervision = overview.supervision
+    if supervision is None:
+        return Text("looking for the supervisor…", style="dim")
+    if not supervision.running:
+        return Text("no supervisor: press S to start", style="bold yellow")
+    return Text(f"API {supervision.url or 'off'} · supervisor runs")
