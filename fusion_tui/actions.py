@@ -85,7 +85,7 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "app.supervisor", ("S",), "Start supervisor", "Start the process that runs the queue", "app", "app.supervisor"
     ),
-    Action("app.back", ("escape",), "Back", "Go back to the screen before", "app", "app.close_screen", palette=False),
+    Action("app.back", ("escape",), "Back", "Go back to the screen before", "app", "app.close_screen", show=True, palette=False),
     Action(
         "app.palette",
         ("ctrl+p",),
@@ -134,7 +134,7 @@ ACTIONS: tuple[Action, ...] = (
         "run.metric", ("m",), "Metric", "Next chart: loss, lr, grad norm, tok/s, memory", "run", "metric", show=True
     ),
     Action("run.x_axis", ("x",), "X axis", "Steps, tokens or time along the chart", "run", "x_axis", show=True),
-    Action("run.log_y", ("y",), "Log y", "Logarithmic or linear y axis", "run", "log_y", show=True),
+    Action("run.log_y", ("y",), "Log y", "Logarithmic or linear y axis", "run", "log_y"),
     Action("run.smoother", ("plus",), "Smoother", "More smoothing", "run", "smooth(1)"),
     Action("run.rougher", ("minus",), "Less smooth", "Less smoothing", "run", "smooth(-1)"),
     Action("run.raw", ("0",), "No smoothing", "Show the raw curve alone", "run", "smooth(0)"),

@@ -113,6 +113,9 @@ def eta(job: Job) -> str:
 _EVENT_WORDS = {
     "stop_requested": "stop requested: the run finishes its step and saves",
     "resume": "resumed",
+    "hold": "waits",
+    "checkpoint_damaged": "checkpoint damaged, set aside",
+    "journal_damaged": "journal damaged, those lines are left out",
     "checkpoint": "checkpoint saved",
 }
 

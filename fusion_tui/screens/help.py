@@ -35,7 +35,7 @@ class HelpScreen(FusionScreen):
         with HelpText():
             yield Static(Text("Keys  (Esc goes back; Ctrl+P finds an action by its name)", style="bold"))
             yield Static(Group(*(part for scope in scopes for part in self._block(scope))))
-        yield Footer()
+        yield Footer(compact=True, show_command_palette=False)
 
     def _block(self, scope: str) -> list[RenderableType]:
         rows = [(Text(f"{action.key_text:<14}", style="bold"), action.tooltip) for action in of_scope(scope)]

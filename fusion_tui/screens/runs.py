@@ -57,10 +57,12 @@ class RunsScreen(JobScreen):
     def _show_overview(self, overview: Overview) -> None:
         self.query_one(Strip).show_overview(overview)
         self.query_one(RunsTable).show_overview(overview)
+        if overview.jobs and self.focused is None:
+            self.query_one(RunsTable).focus()
         self.set_class(overview.loaded and not overview.jobs and not overview.error, "-empty")
 
     def _show_view(self, view: RunView | None) -> None:
-        if view is None or view.job.id != self.query_one(RunsTable).selected:
+        if not self.is_current or view is None or view.job.id != self.query_one(RunsTable).selected:
             return
         title = Text.assemble(fmt.state(view.job), "  ", (fmt.clean(view.job.name), "bold"))
         if trouble := fmt.trouble(view.job):
@@ -78,6 +80,7 @@ class RunsScreen(JobScreen):
     def on_screen_resume(self) -> None:
         """Back from another screen: follow the selected run again."""
         self._watch_selected()
+        self._show_view(self.fusion.view)
 
     @on(DataTable.RowSelected)
     def _row_selected(self) -> None:

@@ -91,12 +91,11 @@ def _caption(curve: Curve, look: Look) -> Text:
     """Say in words what the lines are and where they stand."""
     raw, smoothed, judged = curve.last
     name = METRICS[look.metric]
-    parts = [Text(f"⠒ {name} {fmt.number(raw)}", style=f"color({RAW if smoothed is not None else SMOOTHED})")]
+    parts = [Text(f"{name} {fmt.number(raw)}", style=f"color({SMOOTHED})")]
     if smoothed is not None:
-        parts.append(Text(f"▬ smoothed {fmt.number(smoothed)}", style=f"color({SMOOTHED})"))
+        parts = [Text(f"∙ {name} {fmt.number(raw)}", style=f"color({RAW})")]
+        parts.append(Text(f"⠶ smoothed {SMOOTHING[look.level]:g}: {fmt.number(smoothed)}", style=f"color({SMOOTHED})"))
     if judged is not None:
         parts.append(Text(f"◆ eval {fmt.number(judged)}", style=f"color({EVAL})"))
-    smoothing = SMOOTHING[look.level]
-    settings = [f"by {look.axis}", *(["log y"] if look.log_y else []), f"smoothing {smoothing:g}"]
-    parts.append(Text(", ".join(settings), style="dim"))
+    parts.append(Text(f"by {look.axis}{', log y' if look.log_y else ''}", style="dim"))
     return Text(" · ").join(parts)

@@ -15,7 +15,7 @@ from fusion_tui.widgets.curve import Curve, Line, Look
 
 # 256-colour numbers that are readable on dark and on light ground; the markers differ too, for terminals without.
 RAW, SMOOTHED, EVAL, CHECKPOINT, RESUME = 245, 33, 208, 240, 133
-RAW_MARKER, SMOOTHED_MARKER, EVAL_MARKER = "·", "braille", "◆"
+RAW_MARKER, LINE_MARKER, EVAL_MARKER = "·", "braille", "◆"
 LEAST_WIDTH, LEAST_HEIGHT = 16, 4
 
 
@@ -34,8 +34,11 @@ def draw(curve: Curve, look: Look, width: int, height: int) -> Text:
     _scale(plt, curve, look, width, height)
     for kind, x in curve.marks:
         plt.vertical_line(x, color=RESUME if kind == "resume" else CHECKPOINT)
-    _line(plt, curve.raw, look, RAW_MARKER, RAW if curve.smoothed[0] else SMOOTHED)
-    _line(plt, curve.smoothed, look, SMOOTHED_MARKER, SMOOTHED)
+    if curve.smoothed[0]:
+        _line(plt, curve.raw, look, RAW_MARKER, RAW)
+        _line(plt, curve.smoothed, look, LINE_MARKER, SMOOTHED)
+    else:
+        _line(plt, curve.raw, look, LINE_MARKER, SMOOTHED)
     if curve.evals[0]:
         plt.scatter(curve.evals[0], _ys(curve.evals, look), marker=EVAL_MARKER, color=EVAL)
     drawn = Text.from_ansi(plt.build().rstrip("\n"), no_wrap=True, end="")
@@ -62,7 +65,7 @@ def _scale(plt: Any, curve: Curve, look: Look, width: int, height: int) -> None:
     plt.xticks(ticks, [_x_label(tick, look.axis) for tick in ticks])
     low, high = _span(min(ys), max(ys))
     plt.ylim(low, high)
-    ticks = _ticks(low, high, max(2, (height - 2) // 3))
+    ticks = (_log_ticks if look.log_y else _ticks)(low, high, max(3, height // 4))
     plt.yticks(ticks, [fmt.number(10**tick if look.log_y else tick, 3) for tick in ticks])
 
 
@@ -81,6 +84,15 @@ def _ticks(low: float, high: float, wanted: int) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first = math.ceil(low / step)
     return [index * step for index in range(first, math.floor(high / step) + 1)] or [low, high]
+
+
+def _log_ticks(low: float, high: float, wanted: int) -> list[float]:
+    """Return the logarithms of round numbers between 10^low and 10^high."""
+    if high - low < 1:
+        return [math.log10(tick) for tick in _ticks(10**low, 10**high, wanted) if tick > 0]
+    factors = (1, 2, 5) if high - low <= wanted / 3 else (1,)
+    ticks = [power + math.log10(m) for power in range(math.floor(low), math.ceil(high) + 1) for m in factors]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _x_label(value: float, axis: str) -> str:

@@ -24,22 +24,33 @@ BAR = 6
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, its width in cells, and how important it is (1: always there)."""
+    """A column: its title, its width in cells, how important it is (1: always there), and whether it holds numbers."""
 
     title: str
     width: int
     rank: int
-    cell: Callable[[Job, Overview, float], Text]
+    cell: Callable[[Job, Overview, float], Text | str]
+    numeric: bool = False
+
+    def text(self, job: Job, overview: Overview, now: float) -> Text:
+        """Return a run's cell. The table does not honour a text's own justification, so numbers are padded."""
+        cell = self.cell(job, overview, now)
+        return Text(cell.rjust(self.width)) if isinstance(cell, str) else cell
+
+    @property
+    def label(self) -> Text:
+        """The column's head."""
+        return Text(self.title.rjust(self.width) if self.numeric else self.title)
 
 
-def _loss(job: Job, overview: Overview, _: float) -> Text:
+def _loss(job: Job, overview: Overview, _: float) -> str:
     point = overview.latest.get(job.id)
-    return Text(fmt.number(point.loss if point else None), justify="right")
+    return fmt.number(point.loss if point else None)
 
 
-def _speed(job: Job, overview: Overview, _: float) -> Text:
+def _speed(job: Job, overview: Overview, _: float) -> str:
     point = overview.latest.get(job.id)
-    return Text(fmt.count(point.throughput if point else None), justify="right")
+    return fmt.count(point.throughput if point else None)
 
 
 def _name(text: str) -> Text:
@@ -55,10 +66,10 @@ COLUMNS = (
     Column(
         "progress", BAR + 5, 1, lambda job, _, __: Text(f"{fmt.bar(job.progress, BAR)} {fmt.percent(job.progress):>4}")
     ),
-    Column("loss", 6, 1, _loss),
-    Column("tok/s", 5, 2, _speed),
-    Column("ETA", 6, 1, lambda job, _, __: Text(fmt.eta(job), justify="right")),
-    Column("age", 4, 1, lambda job, _, now: Text(fmt.age(now - job.created_at), justify="right")),
+    Column("loss", 6, 1, _loss, numeric=True),
+    Column("tok/s", 5, 2, _speed, numeric=True),
+    Column("ETA", 6, 1, lambda job, _, __: fmt.eta(job), numeric=True),
+    Column("age", 4, 1, lambda job, _, now: fmt.age(now - job.created_at), numeric=True),
 )
 
 
@@ -113,7 +124,7 @@ class RunsTable(DataTable[Text]):
             keep = self.selected
             self.clear(columns=True)
             for column, width in columns:
-                self.add_column(column.title, width=width, key=column.title)
+                self.add_column(column.label, width=width, key=column.title)
             self._shown = [column for column, _ in columns]
             self._fill(self._jobs(), keep)
 
@@ -140,7 +151,7 @@ class RunsTable(DataTable[Text]):
 
     def _cells(self, job: Job) -> list[Text]:
         now = self._clock()
-        return [column.cell(job, self._overview, now) for column in self._shown]
+        return [column.text(job, self._overview, now) for column in self._shown]
 
     def _touch(self, jobs: list[Job]) -> None:
         for job in jobs:

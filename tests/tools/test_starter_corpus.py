@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.starter import blank, corpus
+from tools.starter import blank, corpus, prose
 
 ROOT = Path(__file__).parents[2]
 STDLIB = Path(sysconfig.get_path("stdlib"))
@@ -101,7 +101,7 @@ def test_every_row_is_a_valid_chat_within_its_bounds(rows):
 
 def test_no_two_rows_share_a_question_or_a_sentence_of_the_answer(rows):
     assert len({row["messages"][0]["content"] for row in rows}) == len(rows)
-    told = [key for row in rows for key in corpus.keys(answer_of(row))]
+    told = [key for row in rows for key in prose.keys(answer_of(row))]
     assert len(set(told)) == len(told)
 
 
@@ -111,10 +111,10 @@ def test_all_phrasings_are_used(rows):
 
 
 def test_no_answer_stands_in_the_text(rows, texts):
-    told = {key for text in texts for key in corpus.keys(text)}
+    told = {key for text in texts for key in prose.keys(text)}
     haystack = "\n".join(" ".join(text.split()).lower() for text in texts)
     for row in rows:
-        assert not corpus.keys(answer_of(row)) & told
+        assert not prose.keys(answer_of(row)) & told
         assert " ".join(answer_of(row).split()).lower() not in haystack
 
 

@@ -1,0 +1,171 @@
+"""A supervisor may die at any point: workers go on, and the next one finds everything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import process
+from engine.launchers import local
+from engine.service import Service
+from engine.supervisor import AlreadyRunning, Supervisor
+from store import attempts
+from tests.conditions import eventually
+from tests.supervised import Supervised
+
+
+def test_a_killed_supervisor_leaves_the_worker_running_and_the_next_adopts_it(supervised: Supervised) -> None:
+    job = supervised.submit(steps=400, save_steps=50)
+    supervised.until_step(job.id, 10)
+    worker = supervised.worker(job.id)
+    supervised.kill()
+    stored = supervised.job(job.id).step
+    journal = supervised.service.home.attempt(job.id, 1) / "journal.jsonl"
+    size = journal.stat().st_size
+    eventually(lambda: journal.stat().st_size > size + 5000, what="the worker going on alone")
+    assert supervised.job(job.id).step == stored
+
+    supervised.start()
+    supervised.until_step(job.id, stored + 1)
+    assert supervised.worker(job.id) == worker or supervised.job(job.id).finished
+    done = supervised.until_finished(job.id)
+    assert (done.state, done.retries, done.fence) == ("completed", 0, 1)
+    steps = [point.step for point in supervised.service.points(job.id) if point.phase == "train"]
+    assert steps == list(range(1, 401))
+
+
+def test_worker_and_supervisor_killed_together_still_complete(supervised: Supervised) -> None:
+    job = supervised.submit(steps=120)
+    supervised.until_step(job.id, 25)
+    supervised.kill()
+    supervised.kill_worker(job.id)
+    supervised.start()
+    done = supervised.until_finished(job.id)
+    assert (done.state, done.retries) == ("completed", 1)
+    steps = [point.step for point in supervised.service.points(job.id) if point.phase == "train"]
+    assert steps == list(range(1, 121))
+
+
+def test_a_second_supervisor_is_refused_and_told_who_runs(supervised: Supervised) -> None:
+    with pytest.raises(AlreadyRunning, match=r"pid \d+"):
+        Supervisor(supervised.service)
+
+
+class Died(BaseException):
+    """Stands for the supervisor's death at a point of a start: nothing after it runs."""
+
+
+def submit(service: Service, key: str = "k") -> str:
+    """Queue a run of the tiny model."""
+    request = {"type": "finetune", "idempotency_key": key, "base_model_id": "tiny", "dataset_id": "sums"}
+    return service.submit({**request, "hyperparams": {"steps": 5, "seq_len": 64}}).job.id
+
+
+def die(*arguments: Any, **options: Any) -> Any:
+    """End the supervisor here."""
+    raise Died
+
+
+# The places of a start after which a supervisor may die, by the name of the step that is never done.
+POINTS = ("_claim", "write order", "spawn", "_commit", "_open_gate")
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_supervisor_that_dies_within_a_start_leaves_no_orphan_and_no_lost_job(
+    service: Service, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    job_id = submit(service)
+    spawned: list[subprocess.Popen[bytes]] = []
+
+    def launch(directory: Path, **options: Any) -> subprocess.Popen[bytes]:
+        if point == "spawn":
+            raise Died
+        spawned.append(local.launch(directory, **options))
+        return spawned[-1]
+
+    first = Supervisor(service, launch=launch)
+    with monkeypatch.context() as patch:
+        if point == "write order":
+            patch.setattr("engine.order.Order.write", die)
+        elif point != "spawn":
+            patch.setattr(Supervisor, point, die)
+        with pytest.raises(Died):
+            first.tick()
+    first.close()
+
+    second = Supervisor(service, launch=local.launch)
+    second.recover()
+    eventually(lambda: second.tick() or service.job(job_id).finished, within=120, what="the end")
+    job = service.job(job_id)
+    assert (job.state, job.retries) == ("completed", 0)
+    history = attempts.of_job(service.store.read(), job_id)
+    assert [attempt.outcome for attempt in history][-1] == "completed"
+    if point == "_open_gate":
+        # Its identity was committed, so it was adopted rather than given up.
+        assert [attempt.fence for attempt in history] == [1]
+    if spawned and point == "_commit":
+        # Nobody opens its gate, so it does nothing; after 30 s it leaves by itself.
+        assert not (Path(history[0].directory) / "journal.jsonl").exists()
+        assert spawned[0].wait(timeout=45) == 3
+    second.close()
+
+
+def test_a_worker_without_a_gate_leaves_and_touches_nothing(service: Service, tmp_path: Path) -> None:
+    directory = tmp_path / "attempt"
+    directory.mkdir()
+    code = (
+        "import engine.trainer.__main__ as m, pathlib, sys; m.GATE_SECONDS = 0.2; sys.exit(m.main(pathlib.Path('.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=directory, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "did not open" in done.stderr
+    assert list(directory.iterdir()) == []
+
+
+def test_a_full_disk_holds_the_run_and_space_lets_it_start(service: Service) -> None:
+    room = [0]
+    job_id = submit(service)
+    supervisor = Supervisor(service, free_bytes=lambda path: room[0])
+    for _ in range(3):
+        supervisor.tick()
+    job = service.job(job_id)
+    assert job.state == "queued"
+    assert "disk_full" in (job.hold or "")
+    assert [event.kind for event in service.events(job_id)].count("hold") == 1
+    room[0] = 10**12
+    eventually(lambda: supervisor.tick() or service.job(job_id).finished, within=120, what="the end")
+    job = service.job(job_id)
+    assert (job.state, job.retries, job.hold) == ("completed", 0, None)
+    supervisor.close()
+
+
+def test_a_model_that_is_gone_fails_the_run_with_the_remedy(service: Service) -> None:
+    job_id = submit(service)
+    with service.store.write() as db:
+        db.conn.execute("UPDATE base_models SET path = '/nowhere/at/all'")
+    supervisor = Supervisor(service)
+    supervisor.tick()
+    job = service.job(job_id)
+    assert job.state == "failed"
+    assert "gone from /nowhere/at/all" in (job.error or "")
+    supervisor.close()
+
+
+def test_one_device_takes_one_run_at_a_time_oldest_first(supervised: Supervised) -> None:
+    first, second = supervised.submit(steps=40), supervised.submit(steps=5)
+    supervised.until_step(first.id, 1)
+    assert supervised.job(second.id).state == "queued"
+    assert supervised.until_finished(second.id).state == "completed"
+    ended = supervised.job(first.id).finished_at or 0
+    assert ended <= (supervised.job(second.id).started_at or 0)
+    assert not any(process.is_alive(worker) for worker in _identities(supervised, [first.id, second.id]))
+
+
+def _identities(supervised: Supervised, job_ids: list[str]) -> list[process.Identity]:
+    db = supervised.service.store.read()
+    rows = [attempt for job_id in job_ids for attempt in attempts.of_job(db, job_id)]
+    return [process.Identity(row.boot_id or "", row.pid or 0, row.start_ticks or 0) for row in rows]

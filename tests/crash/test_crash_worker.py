@@ -1,0 +1,119 @@
+"""What a lost worker costs: a retry and nothing else. Real training, real supervisor, real signals."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from engine import process
+from engine.service import Service
+from tests.conditions import eventually
+from tests.supervised import Supervised
+
+
+def losses(service: Service, job_id: str) -> list[float | None]:
+    """Return the training losses in order, having checked that each step is there once."""
+    points = [point for point in service.points(job_id) if point.phase == "train"]
+    assert [point.step for point in points] == list(range(1, len(points) + 1))
+    return [point.loss for point in points]
+
+
+def test_a_killed_worker_resumes_and_its_losses_equal_those_of_a_run_left_alone(supervised: Supervised) -> None:
+    killed, calm = supervised.submit(steps=150), supervised.submit(steps=150)
+    supervised.until_step(killed.id, 35)
+    first = supervised.kill_worker(killed.id)
+    supervised.until_finished(killed.id)
+    job = supervised.job(killed.id)
+    assert (job.state, job.retries, job.fence) == ("completed", 1, 2)
+    resumes = [event.payload["step"] for event in supervised.service.events(job.id) if event.kind == "resume"]
+    assert len(resumes) == 1
+    assert resumes[0] >= 30
+    assert resumes[0] % 10 == 0
+    assert not process.is_alive(first)
+
+    assert supervised.until_finished(calm.id).state == "completed"
+    assert losses(supervised.service, killed.id) == losses(supervised.service, calm.id)
+    both = [supervised.service.result(job_id) or {} for job_id in (killed.id, calm.id)]
+    assert both[0]["ppl_final"] == both[1]["ppl_final"]
+    assert both[0]["tokens_processed"] == both[1]["tokens_processed"]
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(supervised: Supervised) -> None:
+    job = supervised.submit(steps=400)
+    supervised.until_step(job.id, 45)
+    supervised.kill()
+    supervised.kill_worker(job.id)
+    newest = max(supervised.service.home.attempt(job.id, 1).glob("checkpoints/step-*"))
+    damaged = newest / "weights.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(bytes(content))
+    supervised.start()
+
+    assert supervised.until_finished(job.id).state == "completed"
+    events = supervised.service.events(job.id)
+    found = [event.payload for event in events if event.kind == "checkpoint_damaged"]
+    assert len(found) == 1
+    assert "weights.safetensors" in found[0]["why"]
+    resumed = [event.payload["step"] for event in events if event.kind == "resume"]
+    assert resumed == [int(newest.name.removeprefix("step-")) - 10]
+    assert len(losses(supervised.service, job.id)) == 400
+
+
+def test_a_cancelled_run_saves_its_step_and_a_retry_goes_on_from_there(supervised: Supervised) -> None:
+    job = supervised.submit(steps=250, save_steps=1000)
+    supervised.until_step(job.id, 20)
+    supervised.service.cancel(job.id)
+    stopped = supervised.until_finished(job.id)
+    assert stopped.state == "cancelled"
+    assert stopped.retries == 0
+    assert stopped.last_checkpoint_step >= 20
+
+    supervised.service.retry(job.id)
+    done = supervised.until_finished(job.id)
+    assert (done.state, done.retries) == ("completed", 0)
+    resumed = [event.payload["step"] for event in supervised.service.events(job.id) if event.kind == "resume"]
+    assert resumed == [stopped.last_checkpoint_step]
+    assert len(losses(supervised.service, job.id)) == 250
+
+
+def test_a_worker_that_is_terminated_from_outside_saves_and_the_run_goes_on(supervised: Supervised) -> None:
+    job = supervised.submit(steps=250, save_steps=1000)
+    supervised.until_step(job.id, 20)
+    assert process.send(supervised.worker(job.id), signal.SIGTERM)
+    done = supervised.until_finished(job.id)
+    assert (done.state, done.retries) == ("completed", 1)
+    resumed = [event.payload["step"] for event in supervised.service.events(job.id) if event.kind == "resume"]
+    assert resumed[0] >= 20
+
+
+def test_a_row_that_cannot_be_trained_on_fails_the_run_with_its_line(supervised: Supervised, tmp_path: Path) -> None:
+    bad = tmp_path / "long.jsonl"
+    question = "Why? " * 200
+    lines = [
+        '{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"hello"}]}',
+        f'{{"messages":[{{"role":"user","content":"{question}"}},{{"role":"assistant","content":"yes"}}]}}',
+    ]
+    bad.write_text("\n".join(lines))
+    supervised.service.add_dataset(str(bad), "long")
+    request = {"type": "finetune", "idempotency_key": "long", "base_model_id": "tiny", "dataset_id": "long"}
+    job = supervised.service.submit({**request, "hyperparams": {"steps": 5, "seq_len": 64}}).job
+    failed = supervised.until_finished(job.id)
+    assert failed.state == "failed"
+    assert "line 2" in (failed.error or "")
+    assert "raise seq_len" in (failed.error or "")
+
+
+@pytest.mark.slow
+def test_fifty_random_kills_lose_nothing(supervised: Supervised) -> None:
+    job = supervised.submit(steps=3000, save_steps=10)
+    for kill in range(50):
+        before = supervised.job(job.id).last_checkpoint_step
+        eventually(lambda before=before: supervised.job(job.id).last_checkpoint_step > before, what="a checkpoint")
+        supervised.kill_worker(job.id)
+        eventually(lambda kill=kill: supervised.job(job.id).retries == kill + 1, what="the requeue")
+    done = supervised.until_finished(job.id, within=300)
+    assert (done.state, done.retries) == ("completed", 50)
+    assert len(losses(supervised.service, job.id)) == 3000
