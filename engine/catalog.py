@@ -5,6 +5,8 @@ Functions take a `Service`'s store, home and clock through their parameters; `en
 
 from __future__ import annotations
 
+import difflib
+import re
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,8 +44,10 @@ def _pick(entries: Sequence[Entry], reference: str, kind: str, remedy: str) -> E
         return prefixed[0]
     if prefixed:
         raise UnknownReference(f"'{reference}' fits {len(prefixed)} {kind}s; give more of the id.")
-    known = ", ".join(sorted({entry.name for entry in entries})[:8]) or "none yet"
-    raise UnknownReference(f"No {kind} is called '{reference}'. Known: {known}. {remedy}")
+    names = sorted({entry.name for entry in entries})
+    close = difflib.get_close_matches(reference, names, n=1)
+    known = f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names[:8]) or 'none yet'}."
+    raise UnknownReference(f"No {kind} is called '{reference}'. {known} {remedy}")
 
 
 def find_model(db: Database, reference: str) -> AnyModel:
@@ -59,8 +63,6 @@ def find_dataset(db: Database, reference: str) -> Dataset:
 
 def check_name(name: str) -> None:
     """Raise InvalidRequest unless `name` can name a catalogue entry."""
-    import re
-
     if not re.match(NAME_PATTERN, name):
         raise InvalidRequest(
             [Fault(("name",), f"'{name}' cannot be a name: use letters, digits, '.', '_' and '-', at most 100")]

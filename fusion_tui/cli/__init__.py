@@ -82,7 +82,3 @@ def main(context: click.Context) -> None:
     from fusion_tui.app import run_app
 
     click.echo(run_app(session.service))
-
-
-if __name__ == "__main__":
-    main()

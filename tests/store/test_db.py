@@ -139,9 +139,7 @@ def test_a_reader_refuses_to_write(store: Store) -> None:
     assert settings_of(store) == {}
 
 
-def test_a_lock_that_another_process_keeps_is_reported_as_busy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_that_another_process_keeps_is_reported_as_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(db, "BUSY_TIMEOUT_S", 0.05)
     holder, waiter = Store(tmp_path / "store.db"), Store(tmp_path / "store.db")
     with holder.write(), pytest.raises(StoreBusy, match=r"store\.db is busy"), waiter.write():

@@ -85,7 +85,7 @@ async def test_keys_change_the_look_of_the_chart(service: Service, runs: Runs) -
     app = open_app(service)
     async with app.run_test(notifications=True, size=SMALL) as pilot:
         app.open_run(job.id)
-        await sees(pilot, "smoothed 0.9: 2.821", "by step")
+        await sees(pilot, "smoothed 0.9: 2.604", "by step")
         await pilot.press("x")
         await sees(pilot, "by tokens")
         await pilot.press("x")
@@ -134,7 +134,13 @@ async def test_the_log_follows_until_told_to_stay(service: Service, runs: Runs) 
 
 async def test_the_result_says_what_the_run_brought(service: Service, runs: Runs) -> None:
     job = runs.start()
-    body = {"ppl_baseline": 446.1, "ppl_final": 12.3, "ppl_delta_pct": -97.24, "params_before": 135e6, "gpu_seconds": 90}
+    body = {
+        "ppl_baseline": 446.1,
+        "ppl_final": 12.3,
+        "ppl_delta_pct": -97.24,
+        "params_before": 135e6,
+        "gpu_seconds": 90,
+    }
     with service.store.write() as db:
         telemetry.set_result(db, job.id, body, now=1.0)
         for state in ("uploading", "completed"):

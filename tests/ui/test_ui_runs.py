@@ -160,7 +160,7 @@ async def test_a_refusal_of_the_service_is_shown(service: Service, runs: Runs) -
     async with app.run_test(notifications=True, size=SMALL) as pilot:
         await sees(pilot, "a-run")
         await pilot.press("r")
-        await sees(pilot, "only failed and cancelled")
+        await sees(pilot, "The job a-run is queued")
 
 
 async def test_enter_opens_the_run_and_escape_comes_back(service: Service, runs: Runs) -> None:

@@ -1,0 +1,74 @@
+"""The main road on real weights: add SmolLM2 from a GGUF file, add rows, fine-tune, use what came out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engine.paths import STARTER_ROWS
+from tests.e2e.conftest import Shell
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@pytest.fixture(scope="module")
+def job(shell: Shell, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """A finished fine-tune of 20 steps, made by the commands of the README."""
+    rows = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows.write_text("".join(STARTER_ROWS.read_text().splitlines(keepends=True)[:150]))
+    shell.run("models", "add", str(smollm2), "--name", "smollm2")
+    shell.run("datasets", "add", str(rows), "--name", "d")
+    settings = ["--set", "steps=20", "--set", "seq_len=256", "--set", "save_steps=10", "--set", "lr=5e-4"]
+    done: dict[str, object] = shell.json(
+        "submit", "finetune", "--model", "smollm2", "--dataset", "d", *settings, "--wait"
+    )
+    return done
+
+
+def test_the_run_completes_and_its_loss_falls(shell: Shell, job: dict[str, object]) -> None:
+    assert job["status"] == "completed"
+    result = shell.json("result", str(job["id"]))
+    assert result["ppl_final"] < 0.9 * result["ppl_baseline"]
+    assert result["params_before"] == result["params_after"] == 134_515_008
+    points = shell.json("metrics", str(job["id"]))["points"]
+    losses = [point["loss"] for point in points if point["phase"] == "train"]
+    assert len(losses) == 20
+    assert sum(losses[-5:]) < sum(losses[:5])
+    assert {"grad_norm", "lr", "throughput", "vram_gb"} <= points[-1].keys()
+
+
+def test_the_merged_model_answers_with_stock_transformers_and_the_adapter_gives_the_same_tokens(
+    shell: Shell, job: dict[str, object]
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = next(entry for entry in shell.json("models") if entry["id"] == job["output_model_id"])
+    folder = shell.home / "models" / model["id"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+
+    def answer(network: torch.nn.Module) -> str:
+        output = network.generate(**prompt, max_new_tokens=12, do_sample=False)
+        return tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    adapter = folder / "adapter"
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
+    text = answer(merged)
+    assert "Paris" in text
+    assert answer(adapted) == text
+
+
+def test_the_finished_model_can_be_trained_again(shell: Shell, job: dict[str, object]) -> None:
+    settings = ["--set", "steps=1", "--set", "seq_len=128", "--set", "output_name=again"]
+    again = shell.json(
+        "submit", "finetune", "--model", str(job["output_model_id"]), "--dataset", "d", *settings, "--wait"
+    )
+    assert again["status"] == "completed"
+    lineage = [entry for entry in shell.json("models") if entry["name"] == "again"]
+    assert lineage[0]["base_model_id"] == job["output_model_id"]
