@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from sqlite_utils import Database
-
 from engine import atomic, importing
 from engine.errors import Conflict, Fault, InvalidRequest, UnknownReference
 from engine.importing import Progress
@@ -21,6 +19,7 @@ from engine.paths import STARTER_MODEL, STARTER_ROWS, Home
 from engine.specs import NAME_PATTERN
 from store import Store, catalog, jobs, states
 from store.catalog import BaseModel, Dataset, Model
+from store.library import Database
 
 STARTER = "starter"
 # Fixed ids, so that a script's reference to the starter pair holds on every machine.

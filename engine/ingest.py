@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
-
 from engine import journal
 from engine.journal import Record
 from engine.order import JOURNAL
 from store import Store, attempts, catalog, jobs, telemetry
 from store.attempts import Attempt
+from store.library import Database
 from store.telemetry import Checkpoint, Point
 
 _POINT_FIELDS = frozenset(Point.__dataclass_fields__)

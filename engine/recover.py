@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
-
 from store import attempts, jobs, states, telemetry
 from store.attempts import Attempt
 from store.jobs import Job
+from store.library import Database
 
 # A worker that dies so often in a row at one step, with no new checkpoint, would die there for ever.
 SAME_STEP_DEATHS = 5

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlite_utils import Database
-
 from store.db import first_row
+from store.library import Database
 
 
 @dataclass(frozen=True)

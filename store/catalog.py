@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sqlite_utils import Database
+from store.library import Database
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
-
 from store import schema
 from store.errors import StoreError, translate
+from store.library import Database
 
 BUSY_TIMEOUT_S = 10.0
 

@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlite_utils import Database
-
 from store import states
 from store.db import first_row
 from store.errors import NotFound
+from store.library import Database
 
 
 @dataclass(frozen=True)

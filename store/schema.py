@@ -6,9 +6,8 @@ The rule: a migration that has shipped is never edited; a change is a new one at
 
 from __future__ import annotations
 
-from sqlite_utils import Database
-
 from store.errors import StoreError
+from store.library import Database
 
 FIRST = """
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlite_utils import Database
+from store.library import Database
 
 LOG_LINES_KEPT = 2000
 

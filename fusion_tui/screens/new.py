@@ -174,9 +174,13 @@ class NewScreen(FusionScreen):
     # Submitting ---------------------------------------------------------------------------------------------------
 
     @on(Button.Pressed, "#submit")
-    @on(Input.Submitted)
     def _pressed(self) -> None:
         self.action_submit()
+
+    @on(Input.Submitted)
+    def _next_field(self) -> None:
+        """Enter in a field goes on: a run is not started by accident."""
+        self.focus_next()
 
     def action_submit(self) -> None:
         """Queue the run, unless the service refuses."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlite_utils import Database
+from store.library import Database
 
 from store import catalog, jobs
 from store.jobs import Job

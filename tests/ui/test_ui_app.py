@@ -127,7 +127,7 @@ async def test_the_palette_holds_the_actions_of_the_screen(service: Service) -> 
         await sees(pilot, "No runs yet")
         await pilot.press("ctrl+p", *"new run")
         await sees(pilot, "New run  (n)")
-        await pilot.press("enter", "enter")
+        await pilot.press("enter")
         await sees(pilot, "can be queued")
 
 

@@ -53,7 +53,7 @@ async def test_nothing_is_drawn_while_nothing_happens(service: Service, runs: Ru
     app = open_app(service)
     async with app.run_test(notifications=True, size=SMALL) as pilot:
         chart = app.screen.query_one(LossChart)
-        await until(pilot, lambda: chart.drawn)
+        await sees(pilot, "loss 2.333")
         posted: list[object] = []
         await until(pilot, lambda: app.overview.devices)
         polls, looked = 0, app.poller._service.version

@@ -1,0 +1,199 @@
+"""What a request may say: defaults, ranges, types, nearest names, and one hash for equal requests."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine import specs
+from engine.errors import InvalidRequest
+from engine.specs import JobRequest
+
+REQUEST: dict[str, Any] = {"type": "finetune", "idempotency_key": "k", "base_model_id": "m", "dataset_id": "d"}
+
+
+def parse(hyperparams: dict[str, Any] | None = None, **fields: Any) -> JobRequest:
+    more = {} if hyperparams is None else {"hyperparams": hyperparams}
+    return specs.parse({**REQUEST, **more, **fields})
+
+
+def refused(hyperparams: dict[str, Any] | None = None, **fields: Any) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(hyperparams, **fields)
+    return str(caught.value)
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    values = parse().hyperparams.model_dump()
+    assert (values["steps"], values["lora_rank"], values["output_name"]) == (2000, 32, None)
+    assert (values["training_type"], values["lora_alpha"], values["lora_dropout"]) == ("lora", 32, 0.0)
+    assert (values["lr_scheduler"], values["max_grad_norm"], values["batch_size"]) == ("cosine", 1.0, 1)
+    assert parse().hyperparams.total_steps == 2000
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [("learning_rat", "lr"), ("step", "steps"), ("lora_rnk", "lora_rank"), ("seqlen", "seq_len"), ("seeds", "seed")],
+)
+def test_a_misspelt_setting_is_refused_with_a_name_that_exists(wrong: str, nearest: str) -> None:
+    message = refused({wrong: 1})
+    assert message.startswith(f"hyperparams.{wrong}: unknown field; ")
+    assert nearest in message
+
+
+def test_the_nearest_name_is_looked_for_where_the_misspelt_one_stands() -> None:
+    assert refused(dataset="d") == "dataset: unknown field; did you mean 'dataset_id'?"
+    assert refused({"lora_rnk": 1}) == "hyperparams.lora_rnk: unknown field; did you mean 'lora_rank'?"
+
+
+def test_an_unknown_or_planned_type_of_job_is_refused_with_what_there_is() -> None:
+    assert refused(type="finetun") == "type: unknown job type 'finetun'; did you mean 'finetune'?"
+    assert refused(type="contract") == "type: 'contract' jobs are not in this version yet; available: finetune"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("steps", 10_000_001),
+        ("lr", 0),
+        ("lr", -1e-4),
+        ("lr", 1.5),
+        ("seq_len", 15),
+        ("batch_size", 0),
+        ("grad_accum", 0),
+        ("lora_rank", 0),
+        ("lora_dropout", 1),
+        ("warmup_ratio", 1),
+        ("weight_decay", 2),
+        ("seed", -1),
+        ("val_fraction", 0),
+        ("val_fraction", 0.9),
+        ("save_steps", 0),
+        ("eval_steps", -1),
+        ("lr_scheduler", "sine"),
+        ("training_type", "qlora"),
+        ("output_name", "../escape"),
+        ("output_name", ".hidden"),
+        ("output_name", "a/b"),
+        ("output_name", "line\n"),
+        ("output_name", ""),
+        ("steps", 1.5),
+        ("steps", "many"),
+        ("steps", None),
+        ("steps", [1]),
+        ("lr", "fast"),
+        ("output_name", 5),
+    ],
+)
+def test_a_value_out_of_range_or_of_another_type_is_refused_by_name(name: str, value: Any) -> None:
+    assert refused({name: value}).startswith(f"hyperparams.{name}: ")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "nan", "inf"])
+@pytest.mark.parametrize("name", ["lr", "lora_alpha", "weight_decay", "max_grad_norm"])
+def test_what_is_no_finite_number_is_refused(name: str, value: Any) -> None:
+    assert refused({name: value}).startswith(f"hyperparams.{name}: ")
+
+
+@pytest.mark.parametrize("name", ["steps", "lora_rank", "lr", "lora_alpha"])
+def test_true_is_no_number(name: str) -> None:
+    assert refused({name: True}).startswith(f"hyperparams.{name}: ")
+
+
+def test_numbers_as_text_count_as_numbers_for_that_is_how_a_form_sends_them() -> None:
+    typed = parse({"steps": "20", "lr": "1e-3"})
+    assert (typed.hyperparams.steps, typed.hyperparams.lr) == (20, 1e-3)
+    assert typed.payload_hash() == parse({"steps": 20, "lr": 0.001}).payload_hash()
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"idempotency_key": ""}, "idempotency_key"),
+        ({"idempotency_key": "k" * 201}, "idempotency_key"),
+        ({"name": ""}, "name"),
+        ({"tags": "one"}, "tags"),
+        ({"tags": ["a"] * 33}, "tags"),
+        ({"notes": "n" * 10_001}, "notes"),
+        ({"base_model_id": None}, "base_model_id"),
+        ({"dataset_id": None}, "dataset_id"),
+        ({"source_model_id": "other"}, "source_model_id"),
+        ({"hyperparams": None}, "hyperparams"),
+        ({"hyperparams": [1]}, "hyperparams"),
+    ],
+)
+def test_every_field_of_a_request_is_checked(fields: dict[str, Any], where: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        specs.parse({**REQUEST, **fields})
+    assert where in [str(fault.loc[0]) for fault in caught.value.faults]
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse({"steps": 0, "lr": 9, "colour": "red"}, notes=5)
+    assert len(caught.value.faults) == 4
+
+
+def test_the_source_model_may_stand_inside_the_hyperparams() -> None:
+    inside = {"type": "finetune", "idempotency_key": "k", "dataset_id": "d"}
+    a = specs.parse({**inside, "hyperparams": {"source_model_id": "mine", "steps": 5}})
+    b = specs.parse({**inside, "source_model_id": "mine", "hyperparams": {"steps": 5}})
+    assert a.source_model_id == a.model_reference == "mine"
+    assert a.payload_hash() == b.payload_hash()
+    given = {"source_model_id": "mine"}
+    specs.parse({**inside, "hyperparams": given})
+    assert given == {"source_model_id": "mine"}
+
+
+def test_a_source_model_named_differently_in_both_places_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="source_model_id"):
+        specs.parse({**REQUEST, "base_model_id": None, "source_model_id": "a", "hyperparams": {"source_model_id": "b"}})
+
+
+def test_an_empty_source_model_beside_one_inside_the_hyperparams_hides_it_not() -> None:
+    payload = {**REQUEST, "base_model_id": None, "source_model_id": None, "hyperparams": {"source_model_id": "b"}}
+    assert specs.parse(payload).model_reference == "b"
+
+
+@given(st.permutations(list({**REQUEST, "hyperparams": 0, "tags": 0, "notes": 0})), st.permutations(["steps", "lr"]))
+@settings(deadline=None)
+def test_the_hash_is_equal_whatever_the_order_of_the_fields(outer: list[str], inner: list[str]) -> None:
+    hyperparams = {"steps": 5, "lr": 1e-3}
+    whole = {**REQUEST, "hyperparams": hyperparams, "tags": ["a", "b"], "notes": "n"}
+    shuffled = {name: whole[name] for name in outer}
+    shuffled["hyperparams"] = {name: hyperparams[name] for name in inner}
+    assert specs.parse(shuffled).payload_hash() == specs.parse(whole).payload_hash()
+
+
+def test_the_hash_is_equal_where_a_default_is_written_out() -> None:
+    defaults = json.loads(json.dumps(parse().hyperparams.model_dump()))
+    differing = [
+        name for name, value in defaults.items() if parse({name: value}).payload_hash() != parse().payload_hash()
+    ]
+    assert differing == []
+
+
+def test_the_hash_leaves_out_the_key_and_takes_in_everything_else() -> None:
+    base = parse().payload_hash()
+    assert parse(idempotency_key="other").payload_hash() == base
+    others = [
+        parse({"steps": 5}),
+        parse(dataset_id="e"),
+        parse(base_model_id="n"),
+        parse(base_model_id=None, source_model_id="m"),
+        parse(name="x"),
+        parse(tags=["x"]),
+        parse(notes="x"),
+    ]
+    assert len({base, *(other.payload_hash() for other in others)}) == 8
+
+
+@pytest.mark.parametrize(("steps", "given", "wanted"), [(2000, 0, 200), (50, 0, 25), (10, 0, 25), (2000, 7, 7)])
+def test_evaluation_comes_ten_times_a_run_but_not_within_twenty_five_steps(steps: int, given: int, wanted: int) -> None:
+    assert parse({"steps": steps, "eval_steps": given}).hyperparams.eval_interval == wanted
