@@ -85,7 +85,16 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "app.supervisor", ("S",), "Start supervisor", "Start the process that runs the queue", "app", "app.supervisor"
     ),
-    Action("app.back", ("escape",), "Back", "Go back to the screen before", "app", "app.close_screen", show=True, palette=False),
+    Action(
+        "app.back",
+        ("escape",),
+        "Back",
+        "Go back to the screen before",
+        "app",
+        "app.close_screen",
+        show=True,
+        palette=False,
+    ),
     Action(
         "app.palette",
         ("ctrl+p",),
@@ -96,7 +105,14 @@ ACTIONS: tuple[Action, ...] = (
         palette=False,
     ),
     Action(
-        "app.focus_next", ("tab",), "Next pane", "Go to the next pane or field", "app", "app.focus_next", palette=False
+        "app.focus_next",
+        ("tab",),
+        "Next pane",
+        "Go to the next pane or field",
+        "app",
+        "app.focus_next",
+        palette=False,
+        priority=True,  # else keys typed right after it still go to the field that had the focus
     ),
     Action(
         "app.focus_previous",
@@ -106,6 +122,7 @@ ACTIONS: tuple[Action, ...] = (
         "app",
         "app.focus_previous",
         palette=False,
+        priority=True,
     ),
     Action("app.quit", ("q",), "Quit", "Leave the app; runs keep going", "app", "app.quit", show=True),
     Action(

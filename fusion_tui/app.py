@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from textual import on
 from textual.app import App, SystemCommand
-from textual.reactive import reactive
+from textual.reactive import var
 from textual.screen import Screen
 
 from engine.errors import EngineError
@@ -40,9 +40,10 @@ class FusionApp(App[str | None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]  # noqa: RUF012
 
-    overview: reactive[Overview] = reactive(Overview())
-    view: reactive[RunView | None] = reactive(None)
-    gone: reactive[str] = reactive("")
+    # `var`, not `reactive`: a change of these is for screens to show, and must not paint the whole terminal anew.
+    overview: var[Overview] = var(Overview())
+    view: var[RunView | None] = var(None)
+    gone: var[str] = var("")
 
     def __init__(
         self,

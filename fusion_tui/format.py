@@ -119,12 +119,12 @@ _EVENT_WORDS = {
     "checkpoint": "checkpoint saved",
 }
 
+_DETAIL_WORDS = {"fence": "attempt", "why": "because"}
+
 
 def _details(payload: Mapping[str, Any]) -> str:
-    shown = (
-        f"{key.replace('_', ' ')} {_value(value)}" for key, value in payload.items() if value not in (None, "", {})
-    )
-    return ", ".join(shown)
+    kept = {key: value for key, value in payload.items() if value not in (None, "", {})}
+    return ", ".join(f"{_DETAIL_WORDS.get(key, key.replace('_', ' '))} {_value(value)}" for key, value in kept.items())
 
 
 def _value(value: Any) -> str:

@@ -69,7 +69,7 @@ class RunsScreen(JobScreen):
             title.append(f"  {trouble}", style="red" if view.job.error else "yellow")
         elif view.job.activity and not view.job.finished:
             title.append(f"  {fmt.clean(view.job.activity)}", style="dim")
-        self.query_one("#selected", Static).update(title)
+        self.query_one("#selected", Static).update(title, layout=False)
         self.query_one(LossChart).show_run(view)
 
     @on(DataTable.RowHighlighted)

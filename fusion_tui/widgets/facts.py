@@ -132,5 +132,5 @@ def _result(result: Mapping[str, Any]) -> list[tuple[str | Text, ...]]:
         ("cost", f"${get('cost_usd', 0.0):.4f}" if get("cost_usd") else "not counted: set usd_per_gpu_hour"),
     ]
     samples = (("prompt", "sample_prompt"), ("before", "sample_before"), ("after", "sample_after"))
-    rows += [(title, fmt.clean(str(result[key]))) for title, key in samples if get(key)]
+    rows += [(title, fmt.clean(str(result[key])) or "(nothing)") for title, key in samples if get(key) is not None]
     return [row for row in rows if row[1]]

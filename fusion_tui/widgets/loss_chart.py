@@ -75,7 +75,7 @@ class LossChart(Static):
         self._done = self._state()
         self._drawn_at = time.monotonic()
         self.drawn += 1
-        self.update(self._picture(width, height))
+        self.update(self._picture(width, height), layout=False)
 
     def _picture(self, width: int, height: int) -> Text:
         view = self._view

@@ -59,9 +59,9 @@ def _scale(plt: Any, curve: Curve, look: Look, width: int, height: int) -> None:
     lines = (curve.raw, curve.smoothed, curve.evals)
     xs = [x for line in lines for x in line[0]]
     ys = [y for line in lines for y in _ys(line, look)]
-    low, high = _span(min(xs), max(xs))
+    low, high = min(xs), max(*xs, min(xs) + 1)
     plt.xlim(low, high)
-    ticks = _ticks(low, high, max(2, width // 14))
+    ticks = _ticks(low, high, max(2, width // 14), least=1)
     plt.xticks(ticks, [_x_label(tick, look.axis) for tick in ticks])
     low, high = _span(min(ys), max(ys))
     plt.ylim(low, high)
@@ -77,9 +77,9 @@ def _span(low: float, high: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _ticks(low: float, high: float, wanted: int) -> list[float]:
-    """Return round numbers between `low` and `high`, about `wanted` of them."""
-    rough = (high - low) / wanted
+def _ticks(low: float, high: float, wanted: int, least: float = 0.0) -> list[float]:
+    """Return round numbers between `low` and `high`, about `wanted` of them, at least `least` apart."""
+    rough = max((high - low) / wanted, least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     first = math.ceil(low / step)

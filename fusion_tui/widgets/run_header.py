@@ -12,12 +12,16 @@ from fusion_tui.messages import RunView
 class RunHeader(Static):
     """Two lines on a run, and a third where there is more to say."""
 
+    _lines = 0
+
     def show_run(self, view: RunView) -> None:
         """Show a run's state."""
         lines = [_title(view), _progress(view, self.size.width)]
         if trouble := fmt.trouble(view.job):
             lines.append(Text(trouble, style="bold red" if view.job.error else "yellow"))
-        self.update(Text("\n").join(lines))
+        # Laying out paints the whole screen: only where a line came or went.
+        self.update(Text("\n").join(lines), layout=len(lines) != self._lines)
+        self._lines = len(lines)
 
 
 def _title(view: RunView) -> Text:

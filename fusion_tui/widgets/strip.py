@@ -17,11 +17,11 @@ class Strip(Static):
     def show_overview(self, overview: Overview) -> None:
         """Show the machine; an error of the poller stands in place of the supervisor's state."""
         if not overview.loaded:
-            self.update(Text("reading the store…", style="dim"))
+            self.update(Text("reading the store…", style="dim"), layout=False)
             return
         devices = Text("   ").join([_device(device) for device in overview.devices]) or Text("…", style="dim")
         lines = [devices, _queue(overview)]
-        self.update(Text("\n").join(lines))
+        self.update(Text("\n").join(lines), layout=False)  # laying out would paint the whole screen
 
 
 def _device(device: Device) -> Text:

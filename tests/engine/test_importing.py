@@ -88,7 +88,7 @@ def test_a_file_without_rows_is_refused(service: Service, file: Path, content: b
 
 
 def test_a_missing_file_and_a_folder_are_refused_by_name(service: Service, tmp_path: Path) -> None:
-    with pytest.raises(InvalidData, match="none.jsonl does not exist"):
+    with pytest.raises(InvalidData, match=r"none\.jsonl does not exist"):
         service.add_dataset(str(tmp_path / "none.jsonl"), "mine")
     with pytest.raises(InvalidData, match="is a folder"):
         service.add_dataset(str(tmp_path), "mine")
@@ -108,7 +108,7 @@ def test_a_copy_that_does_not_fit_is_refused_before_a_byte_is_written(tmp_path: 
     huge = importing.ImportedRows(1, 2**60, "0" * 64, {"text": 1})
     target = tmp_path / "datasets"
     target.mkdir()
-    with pytest.raises(NoSpace, match="a copy of mine.jsonl"):
+    with pytest.raises(NoSpace, match=r"a copy of mine\.jsonl"):
         importing.copy_rows(file, target / "id", huge)
     assert list(target.iterdir()) == []
 

@@ -13,7 +13,7 @@ from engine.journal import JournalWriter
 from engine.service import Service
 from store import attempts, jobs
 from store.attempts import Attempt
-from tests.engine.conftest import reread, request_for, start
+from tests.engine.conftest import request_for, reread, start
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from engine import recover
 from engine.service import Job, Service
 from store import attempts, jobs
-from tests.engine.conftest import reread, request_for, start
+from tests.engine.conftest import request_for, reread, start
 
 
 def end(
@@ -41,19 +41,20 @@ def die(service: Service, job_id: str, now: float) -> Job:
 
 @pytest.mark.parametrize("stop", [False, True], ids=["not stopped", "stop requested"])
 @pytest.mark.parametrize(
-    ("outcome", "cause", "state", "stopped", "retries"),
+    ("said", "state", "stopped", "retries"),
     [
-        ("completed", None, "completed", "completed", 0),
-        ("failed", "data", "failed", "failed", 0),
-        ("failed", "nan", "failed", "failed", 0),
-        (None, None, "queued", "cancelled", 1),
-        ("preempted", None, "queued", "cancelled", 1),
-        ("preempted", "disk_full", "queued", "cancelled", 0),
+        (("completed", None), "completed", "completed", 0),
+        (("failed", "data"), "failed", "failed", 0),
+        (("failed", "nan"), "failed", "failed", 0),
+        ((None, None), "queued", "cancelled", 1),
+        (("preempted", None), "queued", "cancelled", 1),
+        (("preempted", "disk_full"), "queued", "cancelled", 0),
     ],
 )
 def test_the_next_state_follows_from_the_outcome_and_the_stop_request(
-    service: Service, stop: bool, outcome: str | None, cause: str | None, state: str, stopped: str, retries: int
+    service: Service, stop: bool, *, said: tuple[str | None, str | None], state: str, stopped: str, retries: int
 ) -> None:
+    outcome, cause = said
     job_id = service.submit(request_for()).job.id
     start(service, job_id, upto="uploading" if outcome == "completed" else "running")
     if stop:

@@ -38,7 +38,13 @@ def test_the_defaults_are_the_documented_ones() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "nearest"),
-    [("learning_rat", "lr"), ("step", "steps"), ("lora_rnk", "lora_rank"), ("seqlen", "seq_len"), ("seeds", "seed")],
+    [
+        ("warmup", "warmup_ratio"),
+        ("step", "steps"),
+        ("lora_rnk", "lora_rank"),
+        ("seqlen", "seq_len"),
+        ("seeds", "seed"),
+    ],
 )
 def test_a_misspelt_setting_is_refused_with_a_name_that_exists(wrong: str, nearest: str) -> None:
     message = refused({wrong: 1})

@@ -5,10 +5,9 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from store.library import Database
-
 from store import catalog, jobs
 from store.jobs import Job
+from store.library import Database
 
 
 def new_job(db: Database, **fields: Any) -> Job:

@@ -105,10 +105,15 @@ def test_the_journal_mode_is_the_one_that_the_gate_allows(store: Store) -> None:
 def test_a_write_that_ends_in_any_error_writes_nothing(store: Store, error: type[BaseException]) -> None:
     with store.write() as database:
         put(database, "kept")
-    with pytest.raises(error), store.write() as database:
-        put(database, "lost")
-        new_job(database)
-        raise error
+
+    def write_half() -> None:
+        with store.write() as database:
+            put(database, "lost")
+            new_job(database)
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert settings_of(store) == {"kept": "v"}
     assert jobs.newest(store.read()) == []
     with store.write() as database:
@@ -117,9 +122,13 @@ def test_a_write_that_ends_in_any_error_writes_nothing(store: Store, error: type
 
 
 def test_a_constraint_broken_in_the_middle_writes_nothing(store: Store) -> None:
-    with pytest.raises(sqlite3.IntegrityError), store.write() as database:
-        put(database, "one")
-        put(database, "one")
+    def put_twice() -> None:
+        with store.write() as database:
+            put(database, "one")
+            put(database, "one")
+
+    with pytest.raises(sqlite3.IntegrityError):
+        put_twice()
     assert settings_of(store) == {}
 
 
@@ -151,10 +160,14 @@ def test_a_lock_that_another_process_keeps_is_reported_as_busy(tmp_path: Path, m
 
 
 def test_a_full_disk_is_reported_as_full_and_changes_nothing(store: Store) -> None:
-    with pytest.raises(StoreFull, match="No disk space left"), store.write() as database:
-        leave_no_room(database)
-        for number in range(50):
-            put(database, str(number), BIG)
+    def fill() -> None:
+        with store.write() as database:
+            leave_no_room(database)
+            for number in range(50):
+                put(database, str(number), BIG)
+
+    with pytest.raises(StoreFull, match="No disk space left"):
+        fill()
     assert settings_of(store) == {}
     store.check()
 
@@ -163,18 +176,23 @@ def test_a_full_disk_is_reported_as_full_and_changes_nothing(store: Store) -> No
 def test_a_disk_that_is_full_for_many_rows_at_once_is_reported_as_full(store: Store, what: str) -> None:
     with store.write() as database:
         job = new_job(database)
-    with pytest.raises(StoreFull), store.write() as database:
-        leave_no_room(database)
-        if what == "points":
-            telemetry.add_points(database, job.id, 1, (Point(step=n, phase="train", ts=1.0) for n in range(5000)))
-        else:
-            telemetry.add_log_lines(database, job.id, [(1.0, "train", BIG)] * 50)
+
+    def fill() -> None:
+        with store.write() as database:
+            leave_no_room(database)
+            if what == "points":
+                telemetry.add_points(database, job.id, 1, (Point(step=n, phase="train", ts=1.0) for n in range(5000)))
+            else:
+                telemetry.add_log_lines(database, job.id, [(1.0, "train", BIG)] * 50)
+
+    with pytest.raises(StoreFull):
+        fill()
     assert telemetry.points(store.read(), job.id) == []
     assert telemetry.log_lines(store.read(), job.id) == []
 
 
 def test_a_folder_that_does_not_exist_is_reported_with_the_path(tmp_path: Path) -> None:
-    with pytest.raises(StoreReadOnly, match="missing/store.db cannot be written"):
+    with pytest.raises(StoreReadOnly, match=r"missing/store\.db cannot be written"):
         Store(tmp_path / "missing" / "store.db")
 
 

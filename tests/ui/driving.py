@@ -38,7 +38,9 @@ async def until(pilot: Pilot[Any], condition: Callable[[], T], *, within: float 
 async def sees(pilot: Pilot[Any], *texts: str) -> None:
     """Wait until the screen shows all of `texts`, wherever its lines may be broken."""
     wanted = [" ".join(text.split()) for text in texts]
-    await until(pilot, lambda: all(text in " ".join(screen_text(pilot.app).split()) for text in wanted), what=f"{texts}")
+    await until(
+        pilot, lambda: all(text in " ".join(screen_text(pilot.app).split()) for text in wanted), what=f"{texts}"
+    )
 
 
 def screen_text(app: App[Any]) -> str:

@@ -82,7 +82,7 @@ async def test_the_button_and_the_folded_settings_are_reached_by_tab(service: Se
             await pilot.press("tab")
         await until(pilot, lambda: app.screen.focused and app.screen.focused.id == "submit")
         await pilot.press("enter")
-        await until(pilot, lambda: service.jobs())
+        await until(pilot, service.jobs)
         assert service.jobs()[0].hyperparams["grad_accum"] == 4
 
 
@@ -97,7 +97,7 @@ async def test_a_model_of_ones_own_is_named_as_such(service: Service) -> None:
         await pilot.press("shift+tab", "shift+tab", "enter", "end", "enter")
         await sees(pilot, "mine v1", "--model mine")
         await pilot.press("f2")
-        await until(pilot, lambda: service.jobs())
+        await until(pilot, service.jobs)
         (job,) = service.jobs()
         assert (job.base_model_id, job.source_model_id) == (None, "own-1")
 

@@ -41,7 +41,7 @@ async def test_the_curve_grows_and_is_the_same_after_reopening(
                 before = screen_text(app)
                 runs.report(job, curve(range(41, 201)))
                 await until(pilot, lambda app=app, before=before: screen_text(app) != before)
-            await sees(pilot, "loss 1.364", "step 200/400")
+            await sees(pilot, "loss 1.364", "step 200/400", "50%")
             await until(pilot, lambda chart=chart: len(chart.points) == 201)
             pictures.append(str(chart.content))
     assert pictures[0] == pictures[1]
