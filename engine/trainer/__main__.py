@@ -47,6 +47,9 @@ def main(directory: Path) -> int:
     stop.install()
     reporter = Reporter(journal)
     reporter.state("staging", "loading the training libraries")
+    # What a library says to its own developers is no news to a user.
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", DeprecationWarning)
     warnings.showwarning = lambda message, category, *rest: reporter.log(f"{category.__name__}: {message}", "warning")
     try:
         from transformers.utils import logging

@@ -169,6 +169,14 @@ class Result(Answer):
     gpu_seconds: Measure = None
     tokens_processed: int | None = None
     cost_usd: Measure = None
+    rows_trained: int | None = None
+    rows_held_out: int | None = None
+    truncated_rows: int | None = None
+    sample_prompt: str | None = Field(
+        None, description="From the held-out rows; what the model wrote before and after."
+    )
+    sample_before: str | None = None
+    sample_after: str | None = None
 
 
 class Checkpoint(Answer):

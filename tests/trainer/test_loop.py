@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine import manifest
 from engine.errors import NoSpace
 from engine.journal import JournalWriter
-from engine.trainer import checkpoint, finetune, loop
+from engine.trainer import checkpoint, evaluate, finetune, loop
 from engine.trainer.checkpoint import LoopState
+from engine.trainer.data import collate
 from engine.trainer.loop import Diverged, Run, StopFlag, Stopped
 from engine.trainer.reporter import Reporter
 from tests.trainer.conftest import Bench, Killed
@@ -106,6 +107,21 @@ def test_accumulation_changes_how_a_step_is_cut_and_not_what_it_does(make_bench:
     for batch_size in (2, 1):
         assert found[batch_size] == pytest.approx(found[4], rel=1e-5)
         assert found[batch_size][2] == found[4][2]
+
+
+def test_each_step_trains_on_the_sequences_that_its_number_names(bench: Bench) -> None:
+    # At so small a rate the weights stay as they are, so the loss of a step says which rows it saw.
+    run = bench.make_run(bench.order(steps=12, lr=1e-30, batch_size=1, grad_accum=2))
+    size = len(run.corpus.training)
+    assert size > 4
+    wanted = {}
+    for step in range(1, 13):
+        batches = [collate([each], run.corpus.pad) for each in run.corpus.sequences(2 * (step - 1), 2, seed=0)]
+        wanted[step] = evaluate.mean_loss(run.model, batches, run.device)
+    loop.train(run, loop.resume(run))
+    told = {step: loss for step, (loss, _) in bench.losses().items()}
+    assert told == pytest.approx(wanted, rel=1e-5)
+    assert len({round(loss, 6) for loss in told.values()}) > 4
 
 
 def test_training_lowers_the_loss(bench: Bench) -> None:

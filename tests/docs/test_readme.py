@@ -1,0 +1,83 @@
+"""The README says what the code does: its tree, its tables of commands, keys and requests, its pictures."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from engine.paths import Home
+from engine.service import Service
+from engine.settings import Settings
+from fusion_tui.actions import keys_table
+from fusion_tui.api.server import create_app
+from fusion_tui.cli import MODULES, main
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def section(title: str) -> str:
+    """Return the README's text below a heading."""
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def modules(package: str) -> set[str]:
+    """Return the names of a package's modules and folders."""
+    tracked = subprocess.run(["git", "ls-files", package], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    parts = {Path(line).relative_to(package).parts[0] for line in tracked.splitlines()}
+    return {part.removesuffix(".py") for part in parts if part.endswith(".py") or "." not in part} - {"__init__"}
+
+
+@pytest.mark.parametrize("package", ["store", "engine", "engine/trainer", "fusion_tui", "bench", "tools", "tests"])
+def test_every_module_stands_in_the_tree(package: str) -> None:
+    tree = section("Where things are")
+    words = set(re.findall(r"[a-z_0-9]+", tree))
+    shared = {"conftest", "conditions", "supervised", "tiny", "__main__"}
+    assert modules(package) - shared - words == set()
+
+
+def test_every_command_stands_in_the_table() -> None:
+    table = section("Commands")
+    missing = [name for name in MODULES if not re.search(rf"`{name}\b", table)]
+    assert missing == []
+
+
+def test_every_setting_stands_in_the_readme() -> None:
+    assert [name for name in Settings.model_fields if f"`{name}`" not in section("Commands")] == []
+
+
+def test_the_table_of_keys_is_the_action_registry() -> None:
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", section("The app"), re.MULTILINE)
+    assert rows[0] == ("where", "key", "does")
+    assert rows[1:] == keys_table()
+
+
+def test_every_request_of_the_api_stands_in_the_table(tmp_path: Path) -> None:
+    service = Service(Home(tmp_path), config=Settings())
+    paths = create_app(service).openapi()["paths"]
+    service.close()
+    documented = set(re.findall(r"`(GET|POST|DELETE) (/[^`?]*)`", section("Fine-tune your own")))
+    documented = {(method, re.sub(r"\{[^}]*\}", "{}", path)) for method, path in documented}
+    served = {
+        (method.upper(), re.sub(r"\{[^}]*\}", "{}", path))
+        for path, methods in paths.items()
+        for method in methods
+        if not path.startswith("/api")
+    }
+    assert served - documented == set()
+    assert documented - served == {("GET", "/openapi.json")}
+
+
+def test_every_picture_and_file_that_is_named_exists() -> None:
+    named = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_help_text_lists_every_command() -> None:
+    text = CliRunner().invoke(main, ["--help"]).output
+    assert [name for name in MODULES if f"  {name} " not in text] == []
