@@ -62,7 +62,7 @@ def find_dataset(db: Database, reference: str) -> Dataset:
 
 def check_name(name: str) -> None:
     """Raise InvalidRequest unless `name` can name a catalogue entry."""
-    if not re.match(NAME_PATTERN, name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise InvalidRequest(
             [Fault(("name",), f"'{name}' cannot be a name: use letters, digits, '.', '_' and '-', at most 100")]
         )

@@ -21,6 +21,7 @@ from engine.errors import InvalidData
 
 Progress = Callable[[str, float | None], None]
 FAULTS_SHOWN = 5
+HEADER_BYTES_AT_MOST = 100_000_000
 
 
 def silent(what: str, share: float | None) -> None:
@@ -109,7 +110,12 @@ def _tensors(path: Path) -> dict[str, tuple[str, int]]:
     """Return each tensor's dtype and number of elements, from a safetensors file's header."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
+        # The format's own limit; a pointer file of git-lfs read as a length would ask for all memory.
+        if length > HEADER_BYTES_AT_MOST:
+            raise ValueError("no safetensors header")
         header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("no safetensors header")
     header.pop("__metadata__", None)
     return {name: (entry["dtype"], math.prod(entry["shape"])) for name, entry in header.items()}
 
@@ -126,6 +132,8 @@ def inspect_model(folder: Path) -> ModelFacts:
         raise InvalidData(f"{folder} has no config.json, so it is not a Hugging Face model folder.") from None
     except ValueError as error:
         raise InvalidData(f"{folder / 'config.json'} is not valid JSON ({error}).") from None
+    if not isinstance(config, dict):
+        raise InvalidData(f"{folder / 'config.json'} is not a JSON object. Copy the model again.")
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise InvalidData(f"{folder} has no tokenizer. Save the model's tokenizer into the same folder.")
     shards = sorted(folder.glob("*.safetensors"))
@@ -138,8 +146,10 @@ def inspect_model(folder: Path) -> ModelFacts:
         try:
             for dtype, count in _tensors(shard).values():
                 counts[dtype] += count
-        except (OSError, ValueError, KeyError, struct.error):
+        except (OSError, ValueError, KeyError, TypeError, struct.error):
             raise InvalidData(f"{shard} is not a readable safetensors file. Copy it again.") from None
+    if not counts:
+        raise InvalidData(f"The .safetensors files in {folder} hold no weights. Copy the model again.")
     dtype = counts.most_common(1)[0][0]
     return ModelFacts(str(config.get("model_type", "unknown")), sum(counts.values()), _DTYPES.get(dtype, dtype.lower()))
 

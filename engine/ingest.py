@@ -101,6 +101,8 @@ class _Ingest:
     def checkpoint_gone(self, record: Record) -> None:
         """Take that a checkpoint was removed or set aside."""
         telemetry.mark_checkpoint(self.db, self.job_id, record.data["step"], record.data["state"])
+        newest = telemetry.newest_checkpoint_step(self.db, self.job_id)
+        jobs.update(self.db, self.job_id, last_checkpoint_step=newest)
         if record.data["state"] == "quarantined":
             jobs.add_event(self.db, self.job_id, "checkpoint_damaged", record.data, now=record.ts)
 

@@ -62,11 +62,13 @@ def decode(line: bytes) -> Record | None:
 
 
 def read(path: Path, offset: int) -> Batch:
-    """Read the whole lines after byte `offset`, at most 4 MiB of them; a missing file is an empty one."""
+    """Read whole lines after byte `offset`, about 4 MiB of them at most; a missing file is an empty one."""
     try:
         with path.open("rb") as file:
             file.seek(offset)
             data = file.read(READ_AT_MOST)
+            if len(data) == READ_AT_MOST:
+                data += file.readline()  # a line is read whole, however long
     except FileNotFoundError:
         return Batch([], offset, 0)
     end = data.rfind(b"\n") + 1
@@ -101,9 +103,22 @@ class JournalWriter:
         for kind, data in entries:
             self._seq += 1
             lines.append(encode(Record(self._seq, self._fence, now, kind, data)))
-        atomic.write_all(self._descriptor, b"".join(lines))
+        self._write(b"".join(lines))
         if durable:
             atomic.sync(self._descriptor)
+
+    def _write(self, data: bytes) -> None:
+        """Append `data`; where that fails half-way (a full disk), leave the whole lines and no torn one.
+
+        Whole lines stay, for a reader may have taken them already.
+        """
+        start = os.fstat(self._descriptor).st_size
+        try:
+            atomic.write_all(self._descriptor, data)
+        except OSError:
+            written = os.fstat(self._descriptor).st_size - start
+            os.ftruncate(self._descriptor, start + data.rfind(b"\n", 0, written) + 1)
+            raise
 
     def close(self) -> None:
         """Close the file."""

@@ -41,6 +41,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _own_hash(files: Any, facts: Any) -> str:
+    """Return the hash by which a manifest vouches for itself."""
+    return hashlib.sha256(json.dumps([files, facts], sort_keys=True).encode()).hexdigest()
+
+
 def seal(staged: Path, facts: dict[str, Any]) -> None:
     """Write the manifest of every file below `staged`."""
     files = {
@@ -48,16 +53,19 @@ def seal(staged: Path, facts: dict[str, Any]) -> None:
         for path in sorted(staged.rglob("*"))
         if path.is_file()
     }
-    atomic.write_json(staged / MANIFEST, {"files": files, "facts": facts})
+    atomic.write_json(staged / MANIFEST, {"files": files, "facts": facts, "sha256": _own_hash(files, facts)})
 
 
 def load(directory: Path) -> Manifest:
     """Read a manifest without looking at the files. Raises Damaged."""
     try:
         fields = json.loads((directory / MANIFEST).read_text())
-        return Manifest(fields["files"], fields["facts"])
+        files, facts, own_hash = fields["files"], fields["facts"], fields["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(directory, MANIFEST, f"cannot be read ({error})") from None
+    if own_hash != _own_hash(files, facts):
+        raise Damaged(directory, MANIFEST, "does not match its hash")
+    return Manifest(files, facts)
 
 
 def verify(directory: Path) -> Manifest:

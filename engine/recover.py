@@ -16,8 +16,9 @@ from store.attempts import Attempt
 from store.jobs import Job
 from store.library import Database
 
-# A worker that dies so often in a row at one step, with no new checkpoint, would die there for ever.
-SAME_STEP_DEATHS = 5
+# A worker that dies so often in a row with no new checkpoint would die there for ever.
+DEATHS_AT_MOST = 5
+DISK_FULL_WAIT_SECONDS = 30.0
 STDERR_TAIL = 4096
 
 
@@ -29,33 +30,49 @@ def settle(db: Database, attempt: Attempt, now: float) -> str:
     error, cause = detail.get("error"), detail.get("cause")
     if outcome == "lost":
         _keep_last_words(db, attempt, now)
+        if deaths_in_a_row(attempts.of_job(db, job.id), job) >= DEATHS_AT_MOST:
+            # Said as a failure, so that a user's retry has all its tries again.
+            outcome = "failed"
+            error = (
+                f"The worker died {DEATHS_AT_MOST} times in a row with no new checkpoint, last at step {job.step}; it "
+                "may run out of memory. See its log; lower seq_len, batch_size or save_steps, then retry."
+            )
+    if job.stop_requested and outcome in ("lost", "preempted"):
+        outcome = "cancelled"
     attempts.close(db, job.id, attempt.fence, outcome=outcome, detail=attempt.detail, now=now)
     if outcome == "completed":
+        _make_good_lost_states(db, job, now)
         return _finish(db, job, states.COMPLETED, now)
     if outcome == "failed":
         return _finish(db, job, states.FAILED, now, error=error or "The worker failed without saying why.")
-    if job.stop_requested:
+    if outcome == "cancelled":
         return _finish(db, job, states.CANCELLED, now)
     if cause == "disk_full":
-        return _requeue(db, job, now, why="disk_full", hold=error)
-    if outcome == "lost" and (count := deaths_at_same_step(attempts.of_job(db, job.id), job)) >= SAME_STEP_DEATHS:
-        message = (
-            f"The worker died {count} times in a row at step {job.step} without saying why; it may run out of memory. "
-            "See its log; lower seq_len or batch_size, then retry."
-        )
-        return _finish(db, job, states.FAILED, now, error=message)
-    return _requeue(db, job, now, why=outcome, retries=job.retries + 1)
+        return _requeue(db, job, now, why="disk_full", hold=error, wait=DISK_FULL_WAIT_SECONDS)
+    retries = job.retries + 1
+    return _requeue(db, job, now, why=outcome, retries=retries, wait=_backoff(db, job) if outcome == "lost" else 0.0)
 
 
-def deaths_at_same_step(history: Sequence[Attempt], job: Job) -> int:
-    """Return how many of the newest attempts in a row were lost with no checkpoint between them."""
+def deaths_in_a_row(history: Sequence[Attempt], job: Job) -> int:
+    """Return how many of the newest attempts were lost after beginning at what is still the newest checkpoint."""
     count = 0
     for attempt in reversed(history):
         if attempt.outcome not in (None, "lost") or attempt.start_step != job.last_checkpoint_step:
             break
-        # Where each died is known for the last alone; all began at the checkpoint that is still the newest.
         count += 1
     return count
+
+
+def _backoff(db: Database, job: Job) -> float:
+    """Return the seconds to wait: none after the first death, then 1, 3, 7 … 60 with no checkpoint between."""
+    deaths = deaths_in_a_row(attempts.of_job(db, job.id), job)
+    return float(min(60.0, 2.0 ** max(deaths - 1, 0) - 1))
+
+
+def _make_good_lost_states(db: Database, job: Job, now: float) -> None:
+    """Walk a completed job through states whose journal lines were damaged: it was in them."""
+    for state in (states.STAGING, states.RUNNING, states.UPLOADING):
+        jobs.transition(db, job.id, state, fence=job.fence, now=now)
 
 
 def abandon(db: Database, attempt: Attempt, now: float, *, wait: float = 0.0) -> None:
@@ -65,8 +82,7 @@ def abandon(db: Database, attempt: Attempt, now: float, *, wait: float = 0.0) ->
     if job.stop_requested:
         _finish(db, job, states.CANCELLED, now)
     else:
-        _requeue(db, job, now, why="unstarted")
-        jobs.update(db, job.id, not_before=now + wait)
+        _requeue(db, job, now, why="unstarted", wait=wait)
 
 
 def _finish(db: Database, job: Job, state: str, now: float, error: str | None = None) -> str:
@@ -77,13 +93,17 @@ def _finish(db: Database, job: Job, state: str, now: float, error: str | None = 
 
 
 def _requeue(
-    db: Database, job: Job, now: float, *, why: str, retries: int | None = None, hold: str | None = None
+    db: Database,
+    job: Job,
+    now: float,
+    *,
+    why: str,
+    retries: int | None = None,
+    hold: str | None = None,
+    wait: float = 0.0,
 ) -> str:
     retries = job.retries if retries is None else retries
     jobs.transition(db, job.id, states.PREEMPTED, fence=job.fence, now=now, detail={"why": why})
-    # No wait after the first death; 1, 3, 7 … 60 s where deaths repeat without a checkpoint between them.
-    again = deaths_at_same_step(attempts.of_job(db, job.id), job)
-    wait = min(60.0, 2.0 ** (again - 1) - 1) if why == "lost" and again else 0.0
     columns: dict[str, Any] = {
         "retries": retries,
         "not_before": now + wait,

@@ -88,12 +88,22 @@ def check(fields: Any) -> str:
     return shape
 
 
+def _check_encodable(fields: Any) -> None:
+    """Refuse half of a surrogate pair: JSON can spell it, no text can hold it."""
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RowError(r"holds half of a surrogate pair (a lone \ud800 to \udfff), which is no text") from None
+
+
 def parse(line: bytes, number: int) -> Row | None:
     """Return the row in one line of JSONL, or None for a blank line. Raises RowError with the line's number."""
     if not line.strip():
         return None
     try:
         fields = json.loads(line)
+        if b"\\ud" in line.lower():
+            _check_encodable(fields)
         return Row(number, check(fields), fields)
     except RowError as error:
         raise RowError(error.message, number) from None

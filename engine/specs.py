@@ -34,7 +34,7 @@ class FinetuneHyperparams(BaseModel):
     grad_accum: int = Field(1, ge=1, le=4096, description="Forward passes per optimiser step.")
     training_type: Literal["lora", "full"] = Field("lora", description="Train adapters, or every weight.")
     lora_rank: int = Field(32, ge=1, le=1024, description="Rank of the adapters.")
-    lora_alpha: float = Field(32, gt=0, le=4096, description="Adapters are scaled by alpha / rank.")
+    lora_alpha: float = Field(32.0, gt=0, le=4096, description="Adapters are scaled by alpha / rank.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before each adapter.")
     lr_scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="Shape after the warm-up.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which lr rises to its peak.")
@@ -47,6 +47,13 @@ class FinetuneHyperparams(BaseModel):
     )
     save_steps: int = Field(100, ge=1, description="Checkpoint every so many steps.")
     output_name: str | None = Field(None, pattern=NAME_PATTERN, description="Name of the new model.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("true and false are no numbers")
+        return value
 
     @property
     def total_steps(self) -> int:
@@ -123,8 +130,12 @@ def parse(payload: Mapping[str, Any]) -> JobRequest:
     # The dialect allows the source model in either place; here it has one.
     if isinstance(hyperparams, Mapping) and "source_model_id" in hyperparams:
         rest = dict(hyperparams)
-        values.setdefault("source_model_id", rest.pop("source_model_id"))
-        values["hyperparams"] = rest
+        inner = rest.pop("source_model_id")
+        if values.get("source_model_id") not in (None, inner):
+            raise InvalidRequest(
+                [Fault(("hyperparams", "source_model_id"), "differs from the source_model_id above it")]
+            )
+        values |= {"source_model_id": inner, "hyperparams": rest}
     try:
         request = JobRequest.model_validate(values)
     except ValidationError as error:

@@ -125,11 +125,12 @@ class Supervisor:
         if identity is None:
             return
         # Looked at before the journal is read: what a dead worker wrote is then all there.
-        alive = self._is_alive(identity)
+        alive = process.is_alive(identity)
         while ingest(self._store, attempt):
             attempt = attempts.get(self._store.read(), attempt.job_id, attempt.fence) or attempt
         if not alive:
             self._watch.discard(identity.pid)
+            self._reap(identity.pid)
             with self._store.write() as db:
                 state = recover.settle(db, attempt, self._clock())
             log.info("job %s: attempt %d ended (%s), now %s", attempt.job_id, attempt.fence, attempt.outcome, state)
@@ -140,11 +141,11 @@ class Supervisor:
         if jobs.get(self._store.read(), attempt.job_id).stop_requested:
             self._stop(attempt, identity)
 
-    def _is_alive(self, identity: Identity) -> bool:
-        child = self._children.get(identity.pid)
-        if child is not None and child.poll() is not None:
-            del self._children[identity.pid]
-        return process.is_alive(identity)
+    def _reap(self, pid: int) -> None:
+        """Take a dead child's exit status, so that no zombie stays; an adopted worker is no child of ours."""
+        child = self._children.pop(pid, None)
+        if child is not None:
+            child.wait()
 
     def _stop(self, attempt: Attempt, identity: Identity) -> None:
         """Ask a worker once to finish its step and save; end its group when the grace is over."""

@@ -37,14 +37,22 @@ class _Connection(sqlite3.Connection):
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         """Execute one statement. Raises StoreError; IntegrityError as it is, for it tells of the caller."""
-        try:
+        with self._translated():
             return super().execute(sql, parameters)
-        except (sqlite3.OperationalError, sqlite3.NotSupportedError) as error:
-            raise translate(error, self.path) from error
-        except sqlite3.DatabaseError as error:
-            if type(error) is sqlite3.DatabaseError:
-                raise translate(error, self.path) from error
+
+    def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
+        """Execute one statement for many rows. Raises as `execute` does."""
+        with self._translated():
+            return super().executemany(sql, parameters)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
             raise
+        except sqlite3.DatabaseError as error:
+            raise translate(error, self.path) from error
 
 
 def first_row(db: Database, sql: str, values: Sequence[Any] = ()) -> dict[str, Any] | None:
@@ -121,7 +129,10 @@ class Store:
 
     def check(self) -> None:
         """Run SQLite's quick_check. Raises StoreError with its findings."""
-        rows = [row[0] for row in self.read().execute("PRAGMA quick_check")]
+        try:
+            rows = [row[0] for row in self.read().execute("PRAGMA quick_check")]
+        except sqlite3.DatabaseError as error:
+            raise translate(error, self.path) from error
         if rows != ["ok"]:
             raise StoreError(f"The job store {self.path} is damaged: {'; '.join(rows[:3])}")
 

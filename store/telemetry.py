@@ -149,6 +149,12 @@ def mark_checkpoint(db: Database, job_id: str, step: int, state: str) -> None:
     db.conn.execute("UPDATE checkpoints SET state = ? WHERE job_id = ? AND step = ?", [state, job_id, step])
 
 
+def newest_checkpoint_step(db: Database, job_id: str) -> int:
+    """Return the step of the newest checkpoint that still stands, or 0."""
+    sql = "SELECT max(step) FROM checkpoints WHERE job_id = ? AND state = 'published'"
+    return int(db.conn.execute(sql, [job_id]).fetchone()[0] or 0)
+
+
 def checkpoints(db: Database, job_id: str) -> list[Checkpoint]:
     """Return a job's checkpoints, oldest first."""
     return [Checkpoint(**row) for row in db.query("SELECT * FROM checkpoints WHERE job_id = ? ORDER BY step", [job_id])]

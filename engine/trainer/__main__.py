@@ -67,7 +67,8 @@ def main(directory: Path) -> int:
     except NoSpace as error:
         reporter.end("preempted", str(error), "disk_full")
     except Exception as error:  # noqa: BLE001  (the edge of the process: everything is recorded here)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        # safetensors tells of the system's errors in words alone.
+        if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
             reporter.end("preempted", "No space left on the disk.", "disk_full")
             return 0
         reporter.log(traceback.format_exc(), "error")

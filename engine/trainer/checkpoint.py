@@ -6,6 +6,7 @@ Nothing is pickled: tensors are safetensors, the rest is JSON.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from engine import atomic, manifest, resources
+from engine.errors import NoSpace
 from engine.manifest import Damaged
 from engine.trainer import device as devices
 
@@ -55,6 +58,17 @@ def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer)
     }
 
 
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises NoSpace where the disk filled up since it was looked at."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        # The library tells of the system's errors in words alone.
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise NoSpace(f"The disk is full: {path.name} could not be written below {path.parent.parent}.") from None
+        raise
+
+
 def save(
     root: Path, state: LoopState, facts: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> Path:
@@ -71,9 +85,9 @@ def save(
     staged = root / f".stage-{state.step:08d}"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(mode=0o700)
-    save_file(weights, staged / "weights.safetensors")
-    save_file(moments, staged / "optimizer.safetensors")
-    save_file(random_states, staged / "random.safetensors")
+    _save(weights, staged / "weights.safetensors")
+    _save(moments, staged / "optimizer.safetensors")
+    _save(random_states, staged / "random.safetensors")
     (staged / STATE).write_text(json.dumps(asdict(state)))
     manifest.seal(staged, facts)
     atomic.publish(staged, final)
@@ -129,8 +143,10 @@ def restore(directory: Path, model: torch.nn.Module, optimizer: torch.optim.Opti
 
 
 def prune(roots: Sequence[Path], *, keep: int, best_step: int) -> list[int]:
-    """Remove all but the `keep` newest checkpoints and the best one; return the steps removed."""
+    """Remove all but the `keep` newest checkpoints and the best one; return the steps of which none is left."""
     doomed = [path for path in published(roots)[keep:] if step_of(path) != best_step]
     for path in doomed:
         atomic.remove_tree(path)
-    return [step_of(path) for path in doomed]
+    # Two attempts may each have saved the same step.
+    left = {step_of(path) for path in published(roots)}
+    return [step for step in dict.fromkeys(map(step_of, doomed)) if step not in left]

@@ -75,13 +75,19 @@ def render_chat(tokenizer: Any, messages: list[dict[str, Any]]) -> Rendered:
             raise RowError(f"the chat template refuses this conversation ({error})") from None
         return text
 
+    def opening(text: str) -> str:
+        """Return what stands before the words of an assistant who speaks first: templates need not take no message."""
+        turn = [{"role": "user", "content": "?"}]
+        header = apply(turn, prompt=True)[len(apply(turn)) :]
+        return text[: text.index(header) + len(header)] if header in text else ""
+
     whole = apply(messages)
     spans = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = apply(messages[:index], prompt=True) if index else ""
         after = apply(messages[: index + 1])
+        before = apply(messages[:index], prompt=True) if index else opening(after)
         if not (after.startswith(before) and whole.startswith(after.rstrip())):
             raise RowError("the chat template rewrites earlier turns, so the answers cannot be told from the context")
         spans.append((len(before), len(after.rstrip())))
@@ -109,9 +115,12 @@ def tokenize(tokenizer: Any, rendered: Rendered) -> Document:
         for start, end in encoded["offset_mapping"]
     ]
     eos = tokenizer.eos_token_id
-    if rendered.special and eos is not None and (not ids or ids[-1] != eos):
-        ids.append(eos)
-        trained.append(True)
+    if rendered.special and eos is not None:
+        if ids and ids[-1] == eos:
+            trained[-1] = True
+        else:
+            ids.append(eos)
+            trained.append(True)
     labels = [token if use else IGNORED for token, use in zip(ids, trained, strict=True)]
     return Document(ids, labels)
 

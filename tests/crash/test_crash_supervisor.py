@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from engine import process
@@ -162,7 +163,8 @@ def test_one_device_takes_one_run_at_a_time_oldest_first(supervised: Supervised)
     assert supervised.until_finished(second.id).state == "completed"
     ended = supervised.job(first.id).finished_at or 0
     assert ended <= (supervised.job(second.id).started_at or 0)
-    assert not any(process.is_alive(worker) for worker in _identities(supervised, [first.id, second.id]))
+    workers = _identities(supervised, [first.id, second.id])
+    eventually(lambda: not any(psutil.pid_exists(worker.pid) for worker in workers), what="no zombie")
 
 
 def _identities(supervised: Supervised, job_ids: list[str]) -> list[process.Identity]:

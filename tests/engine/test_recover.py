@@ -69,7 +69,8 @@ def test_the_next_state_follows_from_the_outcome_and_the_stop_request(
     assert job.error == ("said so" if wanted == "failed" else None)
     assert job.hold == ("said so" if cause == "disk_full" and not stop else None)
     closed = reread(service, job_id)
-    assert (closed.outcome, closed.ended_at) == (outcome or "lost", 2000.0)
+    ended = "cancelled" if wanted == "cancelled" else outcome or "lost"
+    assert (closed.outcome, closed.ended_at) == (ended, 2000.0)
     states = [event.payload["to"] for event in service.events(job_id) if event.kind == "state"]
     assert states[-1] == wanted
     if wanted == "queued":
@@ -110,7 +111,7 @@ def test_five_deaths_in_a_row_at_one_checkpoint_fail_the_job_with_advice_and_wai
     assert waits == [0.0, 1.0, 3.0, 7.0]
     job = die(service, job_id, now=900.0)
     assert job.state == "failed"
-    assert "died 5 times in a row at step 0" in (job.error or "")
+    assert "died 5 times in a row with no new checkpoint, last at step 0" in (job.error or "")
     assert "lower seq_len or batch_size" in (job.error or "")
 
 
