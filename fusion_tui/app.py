@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,10 @@ from fusion_tui.screens.runs import RunsScreen
 
 if TYPE_CHECKING:
     from fusion_tui.daemon import SupervisorInfo
+
+
+# How long leaving in order may take after a signal.
+LEAVE_SECONDS = 3.0
 
 
 class FusionApp(App[str | None]):
@@ -71,9 +76,8 @@ class FusionApp(App[str | None]):
     def on_mount(self) -> None:
         """Say that an app is open, and begin to look."""
         self._app_lock = hold_shared(self.service.home.app_lock)
-        loop = asyncio.get_running_loop()
-        for name in (signal.SIGHUP, signal.SIGTERM):
-            loop.add_signal_handler(name, self.leave)
+        told = partial(self._told_to_go, asyncio.get_running_loop())
+        self._handlers = {number: signal.signal(number, told) for number in (signal.SIGHUP, signal.SIGTERM)}
         self.run_worker(self.poller.run, thread=True, name="poller", exit_on_error=False)
         if self._start_on_open:
             self.run_worker(partial(self._bring_up, quiet=True), thread=True, exit_on_error=False)
@@ -81,12 +85,18 @@ class FusionApp(App[str | None]):
     def on_unmount(self) -> None:
         """Stop looking, and let the supervisor know."""
         self.poller.stop()
-        loop = asyncio.get_running_loop()
-        for name in (signal.SIGHUP, signal.SIGTERM):
-            loop.remove_signal_handler(name)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         if self._app_lock is not None:
             os.close(self._app_lock)
             self._app_lock = None
+
+    def _told_to_go(self, loop: asyncio.AbstractEventLoop, number: int, frame: object) -> None:
+        """Leave in order, or without it: on a terminal that is gone, Textual's writer dies and its queue fills up."""
+        deadline = threading.Timer(LEAVE_SECONDS, os._exit, (128 + number,))
+        deadline.daemon = True
+        deadline.start()
+        loop.call_soon_threadsafe(self.leave)
 
     def leave(self) -> None:
         """Close the app; runs keep going."""

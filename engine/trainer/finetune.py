@@ -112,13 +112,14 @@ def publish(order: Order, run: Run, tokenizer: Any, state: LoopState, params_bef
     size = 2 * models.count_parameters(model)
     resources.need_space(final.parent, size, f"the model {order.output_name}")
     staged.mkdir(mode=0o700, parents=True)
+    dtype = models.sixteen_bits(model, next(run.corpus.validation_batches(1)), run.device)
     if run.settings.training_type == "lora":
         model.save_pretrained(staged / "adapter", safe_serialization=True)
-        # Merged in the dtype of the unquantised base, then rounded once.
-        model = model.merge_and_unload()
+        # Merged in fp32 onto the unquantised base, then rounded once: added up in bf16, small updates vanish.
+        model = model.to("cpu", torch.float32).merge_and_unload()
     params_after = models.count_parameters(model)
     result = result_of(run, state, params_before, params_after)
-    models.save(model, tokenizer, staged)
+    models.save(model, tokenizer, staged, dtype)
     facts = {
         "type": order.type,
         "job_id": order.job_id,
@@ -141,7 +142,7 @@ def publish(order: Order, run: Run, tokenizer: Any, state: LoopState, params_bef
             "name": order.output_name,
             "family": model.config.model_type,
             "params": params_after,
-            "precision": "fp16" if model.dtype == torch.float16 else "bf16",
+            "precision": "fp16" if dtype == torch.float16 else "bf16",
             "path": str(final),
         }
     )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
-from engine.trainer.data import CHATML
+from engine.trainer.data import CHATML, Batch
 
 
 def load_tokenizer(folder: Path, **source: Any) -> Any:
@@ -61,10 +61,34 @@ def generation_config(tokenizer: Any, known: GenerationConfig) -> GenerationConf
     return known
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write weights in 16 bits, tokenizer, template and generation config into `folder`."""
+@torch.no_grad()
+def sixteen_bits(model: Any, batch: Batch, device: torch.device) -> torch.dtype:
+    """Return the 16-bit type to publish `model` in: fp16 where its weights and activations fit, else bf16.
+
+    What a short fine-tune adds to a weight is often less than half a step of bf16 there, so rounding takes it away
+    again. On SmolLM2-135M after 20 steps of LoRA, the logits of the merged model were off by 1.6 in bf16 and by 0.014
+    in fp16, whose steps are eight times finer; but fp16 ends at 65,504, and some models' activations go beyond.
+    """
+    largest = max(float(parameter.abs().max()) for parameter in model.parameters())
+
+    def look(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal largest
+        if isinstance(output, torch.Tensor):
+            largest = max(largest, float(output.abs().max()))
+
+    hooks = [module.register_forward_hook(look) for module in model.modules()]
+    try:
+        model(input_ids=batch.input_ids.to(device), position_ids=batch.position_ids.to(device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # Half the range is kept for texts that were not looked at. (A comparison with NaN is false: bf16.)
+    return torch.float16 if largest < torch.finfo(torch.float16).max / 2 else torch.bfloat16
+
+
+def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write weights as `dtype`, tokenizer, template and generation config into `folder`."""
     model.generation_config = generation_config(tokenizer, model.generation_config)
-    dtype = torch.float16 if model.dtype == torch.float16 else torch.bfloat16
     model.to(dtype).save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 

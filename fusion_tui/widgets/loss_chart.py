@@ -38,6 +38,11 @@ class LossChart(Static):
         """What the chart shows now."""
         return self._view.points if self._view else ()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether all that is known is drawn: redraws wait for one another."""
+        return self._timer is None and self._state() == self._done
+
     def show_run(self, view: RunView | None) -> None:
         """Show a run, or nothing."""
         self._view = view

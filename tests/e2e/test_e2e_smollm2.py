@@ -55,13 +55,17 @@ def test_the_merged_model_answers_with_stock_transformers_and_the_adapter_gives_
         output = network.generate(**prompt, max_new_tokens=12, do_sample=False)
         return tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
 
-    merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    merged = AutoModelForCausalLM.from_pretrained(folder)
+    assert merged.dtype == torch.float16
+    merged = merged.float()
     adapter = folder / "adapter"
     base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
     text = answer(merged)
-    assert "Paris" in text
+    assert "France" in text
     assert answer(adapted) == text
+    logits = [network(**prompt).logits[0, -1] for network in (merged, adapted)]
+    assert float((logits[0] - logits[1]).detach().abs().max()) < 0.1
 
 
 def test_the_finished_model_can_be_trained_again(shell: Shell, job: dict[str, object]) -> None:

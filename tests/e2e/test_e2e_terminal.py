@@ -105,12 +105,12 @@ def test_a_run_made_in_the_app_outlives_it_and_is_found_again(
         # The cursor is in `steps`, with its value selected; model and dataset are above.
         first.keys("6", "0", "0", "0", "Tab", "Tab", "6", "4")
         first.until("seq_len=64")
-        for steps_up, name in ((3, "sums"), (1, "tiny")):
+        # In both lists `starter` stands first and the one wanted below it.
+        for steps_up, chosen in ((3, "--dataset sums"), (1, "--model tiny")):
             first.keys(*["BTab"] * steps_up, "Enter")
             first.until("▲")
-            first.keys(*name, "Enter")
-            first.until(f" {name}")
-        first.until("--model tiny --dataset sums")
+            first.keys("Down", "Enter")
+            first.until(chosen)
         first.until("can be queued")
         first.keys("F2")
         job = eventually(service.jobs, what="the run in the store")[0]

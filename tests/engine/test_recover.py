@@ -112,7 +112,7 @@ def test_five_deaths_in_a_row_at_one_checkpoint_fail_the_job_with_advice_and_wai
     job = die(service, job_id, now=900.0)
     assert job.state == "failed"
     assert "died 5 times in a row with no new checkpoint, last at step 0" in (job.error or "")
-    assert "lower seq_len or batch_size" in (job.error or "")
+    assert "lower seq_len, batch_size or save_steps" in (job.error or "")
 
 
 def test_a_new_checkpoint_between_deaths_starts_the_count_and_the_wait_again(service: Service) -> None:

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine import manifest
 from engine.errors import NoSpace
 from engine.journal import JournalWriter
-from engine.trainer import checkpoint, evaluate, finetune, loop
+from engine.trainer import checkpoint, evaluate, finetune, loop, models
 from engine.trainer.checkpoint import LoopState
-from engine.trainer.data import collate
+from engine.trainer.data import Document, collate
 from engine.trainer.loop import Diverged, Run, StopFlag, Stopped
 from engine.trainer.reporter import Reporter
 from tests.trainer.conftest import Bench, Killed
@@ -232,7 +232,7 @@ def test_the_merged_model_is_the_adapter_on_its_base(finished: Bench) -> None:
     wanted = logits_of(adapted)
     # What was learnt is a hundred times what rounding to 16 bits may cost.
     assert (plain - wanted).abs().max() > 1e-1
-    exact = logits_of(adapted.merge_and_unload().to(torch.bfloat16).to(torch.float32))
+    exact = logits_of(adapted.merge_and_unload().to(torch.float16).to(torch.float32))
     assert (logits_of(merged) - exact).abs().max() < 1e-3
     assert (logits_of(merged) - wanted).abs().mean() < 1e-2
 
@@ -241,7 +241,7 @@ def test_the_published_model_loads_with_stock_tools_and_ends_its_turn(finished: 
     folder = output(finished)
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert model.dtype == torch.bfloat16
+    assert model.dtype == torch.float16
     assert tokenizer.chat_template
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert {end, tokenizer.eos_token_id} <= set(model.generation_config.eos_token_id)
@@ -249,6 +249,19 @@ def test_the_published_model_loads_with_stock_tools_and_ends_its_turn(finished: 
     assert model.generate(**ids, max_new_tokens=3).shape[1] > ids["input_ids"].shape[1]
     assert not list(folder.rglob("*.bin"))
     assert not list(folder.rglob("*.pt"))
+
+
+def test_a_model_that_goes_beyond_the_range_of_fp16_is_published_in_bf16(tiny_model: Path) -> None:
+    batch = collate([[Document([5, 6, 7], [5, 6, 7])]], pad=0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    assert models.sixteen_bits(model, batch, torch.device("cpu")) == torch.float16
+    with torch.no_grad():
+        # Weights that fit, with activations that do not.
+        for layer in model.model.layers:
+            layer.mlp.up_proj.weight.mul_(3e4)
+            layer.mlp.gate_proj.weight.mul_(3e4)
+    assert max(float(parameter.abs().max()) for parameter in model.parameters()) < 30_000
+    assert models.sixteen_bits(model, batch, torch.device("cpu")) == torch.bfloat16
 
 
 def test_what_is_published_is_sealed_and_nothing_staged_is_left(finished: Bench) -> None:
