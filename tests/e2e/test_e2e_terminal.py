@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -19,13 +20,14 @@ from tests.conditions import eventually
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 SIZES = ((80, 24), (160, 45))
+NUMBERS = itertools.count()
 
 
 class Terminal:
     """A tmux server of its own with one window."""
 
     def __init__(self, folder: Path, environment: dict[str, str], size: tuple[int, int]) -> None:
-        self._socket = str(folder / "tmux")
+        self._socket = str(folder / f"tmux-{next(NUMBERS)}")
         self._environment = environment
         self._size = size
 
@@ -59,6 +61,10 @@ class Terminal:
             return eventually(shown, within=within)
         except AssertionError:
             raise AssertionError(f"'{text}' was not shown within {within} s:\n{self.screen()}") from None
+
+    def until_gone(self, text: str) -> None:
+        """Wait until the screen no longer shows `text`."""
+        eventually(lambda: text not in self.screen(), within=20, what=f"the end of '{text}'")
 
     def app(self) -> psutil.Process:
         """Return the process of the app in the window."""
@@ -136,10 +142,11 @@ def test_a_run_made_in_the_app_outlives_it_and_is_found_again(
         second.until("Checkpoints")
         second.until("smoothed")
         second.keys("s")
-        second.until("No")
+        second.until("Stop finetune-tiny")
         second.keys("Enter")
+        second.until_gone("Stop finetune-tiny")
         second.keys("s")
-        second.until("No")
+        second.until("Stop finetune-tiny")
         assert not service.job(job.id).stop_requested
         second.keys("y")
         eventually(lambda: service.job(job.id).finished, what="the stop")
