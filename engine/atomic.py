@@ -80,6 +80,12 @@ def set_aside(path: Path, suffix: str) -> Path:
     return target
 
 
+def sweep(folder: Path) -> None:
+    """Finish removals below `folder` that a crash cut short."""
+    for doomed in folder.glob(".removed-*"):
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a directory so that a crash leaves no half of it under its own name."""
     doomed = path.with_name(f".removed-{path.name}-{uuid.uuid4().hex[:8]}")

@@ -196,9 +196,13 @@ def fetch_hub(name: str, progress: Progress = silent) -> Path:
 
     wanted = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        # A tokenizer that was fetched alone makes a snapshot too.
+        if (cached / "config.json").exists() and any(cached.glob("*.safetensors")):
+            return cached
     except (LocalEntryNotFoundError, HfHubHTTPError, ValueError):
-        progress(f"downloading {name}", None)
+        pass
+    progress(f"downloading {name}", None)
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # noqa: BLE001  (the hub's client raises what its transport raises)

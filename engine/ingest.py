@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from engine import journal
 from engine.journal import Record
@@ -63,7 +62,9 @@ class _Ingest:
 
     def log(self, record: Record) -> None:
         """Take a log line."""
-        self.lines.append((record.ts, record.data["stream"], record.data["text"]))
+        # JSON can spell half a surrogate pair; no database can hold it.
+        text = record.data["text"].encode(errors="replace").decode()
+        self.lines.append((record.ts, record.data["stream"], text))
 
     def event(self, record: Record) -> None:
         """Take an event."""
@@ -171,11 +172,15 @@ def ingest(store: Store, attempt: Attempt) -> int:
 
 
 def _apply(work: _Ingest, records: list[Record], damaged: int) -> None:
-    if damaged:
-        now: Any = records[0].ts if records else work.attempt.started_at
-        jobs.add_event(work.db, work.job_id, "journal_damaged", {"lines": damaged}, now=now)
     for record in records:
         handler = _HANDLERS.get(record.kind)
-        if handler:
-            handler(work, record)
+        try:
+            if handler:
+                handler(work, record)
+        except (KeyError, TypeError, AttributeError):
+            # Whole, but not of the form that this version writes: the worker may be of another.
+            damaged += 1
     work.flush()
+    if damaged:
+        now = records[0].ts if records else work.attempt.started_at
+        jobs.add_event(work.db, work.job_id, "journal_damaged", {"lines": damaged}, now=now)

@@ -77,6 +77,10 @@ def verify(directory: Path) -> Manifest:
             raise Damaged(directory, name, "is missing")
         if path.stat().st_size != wanted["size"]:
             raise Damaged(directory, name, f"has {path.stat().st_size} bytes, not {wanted['size']}")
-        if file_sha256(path) != wanted["sha256"]:
+        try:
+            found = file_sha256(path)
+        except OSError as error:
+            raise Damaged(directory, name, f"cannot be read ({error.strerror})") from None
+        if found != wanted["sha256"]:
             raise Damaged(directory, name, "does not match its hash")
     return manifest

@@ -32,6 +32,8 @@ class Home:
         """Make the folder and its parts, readable by this user alone."""
         for folder in (self.root, self.root / "runs", self.root / "models", self.root / "datasets"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.root.stat().st_mode & 0o077:
+            self.root.chmod(0o700)
 
     @property
     def store(self) -> Path:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -30,12 +31,16 @@ class Identity:
     start_ticks: int
 
 
+@lru_cache(maxsize=1)
 def boot_id() -> str:
     """Return a text that is different after each boot of this machine."""
     try:
         return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return str(int(psutil.boot_time()))
+        pass
+    # macOS. (The time of the boot is no such text: it moves when the clock is set.)
+    asked = subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False)  # noqa: S607
+    return asked.stdout.strip() or "unknown"
 
 
 def _start_ticks(pid: int) -> int | None:
@@ -87,8 +92,10 @@ def send(identity: Identity, number: int, *, group: bool = False) -> bool:
     """Signal a process, or with `group` its whole process group. Returns False when it is gone."""
     try:
         descriptor = os.pidfd_open(identity.pid) if hasattr(os, "pidfd_open") else -1
-    except OSError:
+    except ProcessLookupError:
         return False
+    except OSError:
+        descriptor = -1  # an old kernel or a strict sandbox: the look below has to do
     try:
         # With the pidfd held, the pid cannot be reused between this look and the signal.
         if not is_alive(identity):
@@ -147,6 +154,8 @@ def training_environment(workers: int = 1) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "OMP_WAIT_POLICY": "PASSIVE",
+        # So that torch counts the cards as NVML does.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -18,6 +18,7 @@ from store.library import Database
 
 # A worker that dies so often in a row with no new checkpoint would die there for ever.
 DEATHS_AT_MOST = 5
+STARTS_AT_MOST = 20
 DISK_FULL_WAIT_SECONDS = 30.0
 STDERR_TAIL = 4096
 
@@ -27,15 +28,16 @@ def settle(db: Database, attempt: Attempt, now: float) -> str:
     job = jobs.get(db, attempt.job_id)
     detail = json.loads(attempt.detail or "{}")
     outcome = attempt.outcome or "lost"
-    error, cause = detail.get("error"), detail.get("cause")
+    error, cause = _text(detail.get("error")), detail.get("cause")
     if outcome == "lost":
-        _keep_last_words(db, attempt, now)
+        words = _keep_last_words(db, attempt, now)
         if deaths_in_a_row(attempts.of_job(db, job.id), job) >= DEATHS_AT_MOST:
             # Said as a failure, so that a user's retry has all its tries again.
             outcome = "failed"
             error = (
-                f"The worker died {DEATHS_AT_MOST} times in a row with no new checkpoint, last at step {job.step}; it "
-                "may run out of memory. See its log; lower seq_len, batch_size or save_steps, then retry."
+                f"The worker died {DEATHS_AT_MOST} times in a row with no new checkpoint, last at step {job.step}"
+                f"{': ' + words if words else '; it may run out of memory'}. "
+                "See its log; lower seq_len, batch_size or save_steps, then retry."
             )
     if job.stop_requested and outcome in ("lost", "preempted"):
         outcome = "cancelled"
@@ -51,6 +53,11 @@ def settle(db: Database, attempt: Attempt, now: float) -> str:
         return _requeue(db, job, now, why="disk_full", hold=error, wait=DISK_FULL_WAIT_SECONDS)
     retries = job.retries + 1
     return _requeue(db, job, now, why=outcome, retries=retries, wait=_backoff(db, job) if outcome == "lost" else 0.0)
+
+
+def _text(value: str | None) -> str | None:
+    """Return text that SQLite can hold: half a surrogate pair, which JSON can spell, becomes a question mark."""
+    return None if value is None else value.encode(errors="replace").decode()
 
 
 def deaths_in_a_row(history: Sequence[Attempt], job: Job) -> int:
@@ -79,8 +86,12 @@ def abandon(db: Database, attempt: Attempt, now: float, *, wait: float = 0.0) ->
     """Close an attempt whose worker was never known: its gate stays shut, so it did nothing. Costs no retry."""
     job = jobs.get(db, attempt.job_id)
     attempts.close(db, job.id, attempt.fence, outcome="unstarted", detail=None, now=now)
+    newest = attempts.of_job(db, job.id)[-STARTS_AT_MOST:]
     if job.stop_requested:
         _finish(db, job, states.CANCELLED, now)
+    elif len(newest) == STARTS_AT_MOST and all(attempt.outcome == "unstarted" for attempt in newest):
+        error = f"No worker could be started in {STARTS_AT_MOST} tries. See the supervisor's log; check trainer_python."
+        _finish(db, job, states.FAILED, now, error=error)
     else:
         _requeue(db, job, now, why="unstarted", wait=wait)
 
@@ -115,11 +126,12 @@ def _requeue(
     return states.QUEUED
 
 
-def _keep_last_words(db: Database, attempt: Attempt, now: float) -> None:
-    """Add the end of a lost worker's error output to the job's log: it may be all there is to go by."""
+def _keep_last_words(db: Database, attempt: Attempt, now: float) -> str:
+    """Add the end of a lost worker's error output to the job's log, and return its last line: all there is to go by."""
     try:
         data = (Path(attempt.directory) / "stderr.log").read_bytes()[-STDERR_TAIL:]
     except OSError:
-        return
+        return ""
     lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()][-20:]
     telemetry.add_log_lines(db, attempt.job_id, [(now, "error", line) for line in lines])
+    return lines[-1].strip() if lines else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from engine.errors import NoSpace
+from engine.errors import EngineError, NoSpace
 
 GIB = 1024**3
 
@@ -48,17 +49,37 @@ def _read(call: Any, *arguments: Any) -> float | None:
         return None
 
 
-def _cuda_device(nvml: Any, index: int) -> Device:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+def _visible(nvml: Any) -> list[Any]:
+    """Return the handles of the cards in torch's order: all, or those that CUDA_VISIBLE_DEVICES leaves."""
+    count = int(nvml.nvmlDeviceGetCount())
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(count)]
+    handles = []
+    for part in (part.strip() for part in named.split(",")):
+        if part.isdecimal() and int(part) < count:
+            handles.append(nvml.nvmlDeviceGetHandleByIndex(int(part)))
+        elif part.startswith("GPU-"):
+            handles.append(nvml.nvmlDeviceGetHandleByUUID(part))
+        else:
+            break  # as CUDA does: what follows an entry that is no card is not seen
+    return handles
+
+
+def _cuda_device(nvml: Any, index: int, handle: Any) -> Device:
+    try:
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        used, total = int(memory.used), int(memory.total)
+    except nvml.NVMLError:
+        used, total = 0, 0  # boards with unified memory do not tell
     label = nvml.nvmlDeviceGetName(handle)
     power = _read(nvml.nvmlDeviceGetPowerUsage, handle)
     utilisation = _read(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
     return Device(
         name=f"cuda:{index}",
         label=label.decode() if isinstance(label, bytes) else str(label),
-        memory_used=int(memory.used),
-        memory_total=int(memory.total),
+        memory_used=used,
+        memory_total=total,
         utilisation=utilisation,
         temperature=_read(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
         power=None if power is None else power / 1000,
@@ -68,9 +89,12 @@ def _cuda_device(nvml: Any, index: int) -> Device:
 def devices() -> list[Device]:
     """Return the devices that jobs may use, each of which takes one job at a time: cards, else Metal, else the CPU."""
     nvml = _nvml()
-    count = int(nvml.nvmlDeviceGetCount()) if nvml else 0
-    if count:
-        return [_cuda_device(nvml, index) for index in range(count)]
+    try:
+        cards = [_cuda_device(nvml, index, handle) for index, handle in enumerate(_visible(nvml))] if nvml else []
+    except nvml.NVMLError as error:
+        raise EngineError(f"The NVIDIA driver does not answer ({error}). See nvidia-smi; a reboot may help.") from None
+    if cards:
+        return cards
     memory = psutil.virtual_memory()
     used = int(memory.total - memory.available)
     if platform.system() == "Darwin" and platform.machine() == "arm64":

@@ -114,7 +114,6 @@ class Service:
         """
         request = specs.parse(payload)
         digest = request.payload_hash()
-        resources.need_space(self.home.root, ROOM_TO_START, "a new run")
         with self.store.write() as db:
             known = job_rows.by_idempotency_key(db, request.idempotency_key)
             if known:
@@ -124,6 +123,7 @@ class Service:
                         f"(job {known.id}). Use a new key for a new job."
                     )
                 return Submission(known, created=False)
+            resources.need_space(self.home.root, ROOM_TO_START, "a new run")
             model = catalog.find_model(db, request.model_reference or "")
             dataset = catalog.find_dataset(db, request.dataset_id or "")
             job_id = self._new_id()

@@ -34,7 +34,7 @@ class Settings(BaseModel):
 def settings_file() -> Path:
     """Return the file that FUSION_CONFIG names, else the platform's own."""
     named = os.environ.get("FUSION_CONFIG")
-    return Path(named).expanduser() if named else platformdirs.user_config_path("fusion-tui") / "config.toml"
+    return Path(named).expanduser().absolute() if named else platformdirs.user_config_path("fusion-tui") / "config.toml"
 
 
 def load() -> Settings:

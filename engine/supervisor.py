@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine import process, recover, resources
+from engine import atomic, process, recover, resources
 from engine.errors import EngineError
 from engine.ingest import ingest
 from engine.launchers import local
@@ -30,8 +30,10 @@ from store.attempts import Attempt
 from store.jobs import Job
 
 TICK_SECONDS = 0.1
-STOP_GRACE_SECONDS = 120.0
+# Longer than a slow step, an evaluation or the writing of a large checkpoint.
+STOP_GRACE_SECONDS = 600.0
 RESTART_WAIT_SECONDS = 5.0
+RETRY_SECONDS = 1.0
 
 log = logging.getLogger("fusion.supervisor")
 
@@ -68,8 +70,11 @@ class Supervisor:
         self._free_bytes = free_bytes
         self._stop_grace = stop_grace
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._uncommitted: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
         self._watch = DeathWatch()
         self._lock = self._take_lock()
+        for folder in (service.home.root / name for name in ("runs", "models", "datasets")):
+            atomic.sweep(folder)
 
     def _take_lock(self) -> int:
         # Python's descriptors are close-on-exec: a worker that inherited this one would hold the lock for ever.
@@ -92,28 +97,32 @@ class Supervisor:
         os.close(self._lock)
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set. A tick that fails on the store is logged and tried again."""
-        self.recover()
+        """Work until `stop` is set. What fails is logged and tried again: nobody is there to start it anew."""
         while not stop.is_set():
             try:
                 self.tick()
             except StoreError as error:
                 log.warning("%s", error)
-                stop.wait(1.0)
+                stop.wait(RETRY_SECONDS)
+            except Exception:
+                log.exception("A round failed; the next one tries again.")
+                stop.wait(RETRY_SECONDS)
             self._watch.wait(TICK_SECONDS)
 
-    def recover(self) -> None:
-        """After a start: give up attempts whose worker was never committed. The others are met by `tick`."""
-        for attempt in attempts.open_attempts(self._store.read()):
-            if attempt.pid is None:
-                with self._store.write() as db:
-                    recover.abandon(db, attempt, self._clock())
-
     def tick(self) -> None:
-        """Look after every open attempt once, then start what can start."""
+        """Look after every open attempt once, then start what can start.
+
+        Raises what one of these raised, after all of them had their turn: no attempt starves another.
+        """
+        failure: Exception | None = None
         for attempt in attempts.open_attempts(self._store.read()):
-            self._attend(attempt)
+            try:
+                self._attend(attempt)
+            except Exception as error:  # noqa: BLE001  (kept, and raised below)
+                failure = error
         self._start_queued()
+        if failure:
+            raise failure
 
     def busy(self) -> bool:
         """Say whether anything is queued or has a worker."""
@@ -123,6 +132,7 @@ class Supervisor:
     def _attend(self, attempt: Attempt) -> None:
         identity = _identity(attempt)
         if identity is None:
+            self._commit_or_abandon(attempt)
             return
         # Looked at before the journal is read: what a dead worker wrote is then all there.
         alive = process.is_alive(identity)
@@ -141,11 +151,20 @@ class Supervisor:
         if jobs.get(self._store.read(), attempt.job_id).stop_requested:
             self._stop(attempt, identity)
 
+    def _commit_or_abandon(self, attempt: Attempt) -> None:
+        """Commit a worker whose commit failed (a busy store); give up one that an earlier supervisor left unknown."""
+        child = self._uncommitted.get((attempt.job_id, attempt.fence))
+        if child is not None:
+            self._commit(attempt.job_id, attempt.fence, child)
+            return
+        with self._store.write() as db:
+            recover.abandon(db, attempt, self._clock())
+
     def _reap(self, pid: int) -> None:
         """Take a dead child's exit status, so that no zombie stays; an adopted worker is no child of ours."""
-        child = self._children.pop(pid, None)
-        if child is not None:
-            child.wait()
+        child = self._children.get(pid)
+        if child is not None and child.poll() is not None:
+            del self._children[pid]
 
     def _stop(self, attempt: Attempt, identity: Identity) -> None:
         """Ask a worker once to finish its step and save; end its group when the grace is over."""
@@ -202,7 +221,8 @@ class Supervisor:
             self._give_back(order, error)
             return
         self._children[child.pid] = child
-        self._commit(order, child)
+        self._uncommitted[job.id, order.fence] = child
+        self._commit(job.id, order.fence, child)
 
     def _give_back(self, order: Order, error: OSError) -> None:
         """Requeue a job whose worker could not even be started (disk full, no such interpreter)."""
@@ -247,19 +267,14 @@ class Supervisor:
                 )
         return claimed
 
-    def _commit(self, order: Order, child: subprocess.Popen[bytes]) -> None:
+    def _commit(self, job_id: str, fence: int, child: subprocess.Popen[bytes]) -> None:
         """Store who the worker is, then open its gate."""
         identity = process.identify(child.pid) or Identity(process.boot_id(), child.pid, 0)
+        known = {"boot_id": identity.boot_id, "pid": identity.pid, "start_ticks": identity.start_ticks}
         with self._store.write() as db:
-            attempts.update(
-                db,
-                order.job_id,
-                order.fence,
-                boot_id=identity.boot_id,
-                pid=identity.pid,
-                start_ticks=identity.start_ticks,
-            )
-        attempt = attempts.get(self._store.read(), order.job_id, order.fence)
+            attempts.update(db, job_id, fence, **known)
+        del self._uncommitted[job_id, fence]
+        attempt = attempts.get(self._store.read(), job_id, fence)
         if attempt:
             self._open_gate(attempt)
             self._watch.add(identity.pid)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ import click
 from engine import atomic, process
 from engine.errors import EngineError
 from engine.paths import Home
+from engine.settings import settings_file
 
 if TYPE_CHECKING:
     from engine.service import Service
@@ -68,23 +70,35 @@ def ensure_running(home: Home) -> SupervisorInfo:
 def start_in_background(home: Home, arguments: list[str]) -> SupervisorInfo:
     """Start a supervisor that outlives this process. Raises EngineError when it does not come up."""
     home.make()
-    child = process.spawn(
-        [sys.executable, "-m", "fusion_tui.daemon", *arguments],
-        cwd=home.root,
-        stdout=home.supervisor_log,
-        stderr=home.supervisor_log,
-        environment={"FUSION_HOME": str(home.root), "PYTHONUNBUFFERED": "1"},
-    )
+    child = _spawn(home, arguments)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         info = running(home)
         if info:
             return info
-        # One that found the lock taken leaves at once, but then another is just coming up.
-        if child.poll() not in (None, ALREADY_RUNNING):
+        code = child.poll()
+        if code == ALREADY_RUNNING:
+            # The holder of the lock is just coming up, or just leaving: then one is wanted after it.
+            time.sleep(0.2)
+            child = child if running(home) else _spawn(home, arguments)
+        elif code is not None:
             break
         time.sleep(0.05)
     raise EngineError(f"The supervisor did not start: {_last_line(home.supervisor_log)} (log: {home.supervisor_log})")
+
+
+def _spawn(home: Home, arguments: list[str]) -> subprocess.Popen[bytes]:
+    return process.spawn(
+        [sys.executable, "-m", "fusion_tui.daemon", *arguments],
+        cwd=home.root,
+        stdout=home.supervisor_log,
+        stderr=home.supervisor_log,
+        environment={
+            "FUSION_HOME": str(home.root),
+            "FUSION_CONFIG": str(settings_file()),
+            "PYTHONUNBUFFERED": "1",
+        },
+    )
 
 
 def _last_line(path: Path) -> str:
@@ -150,6 +164,9 @@ def serve(
     from engine.supervisor import Supervisor
 
     service.token()
+    if service.home.supervisor_info.exists():
+        log.info("The supervisor before did not end in order: checking the store.")
+        service.store.check()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -158,16 +175,20 @@ def serve(
     server: ApiServer | None = None
     try:
         server = _start_api(service, host, port, optional=api_optional)
-        identity = process.identify(os.getpid())
-        if identity is None:
-            raise EngineError("This process cannot be identified; is /proc mounted?")
         url = server.url if server else None
-        atomic.write_json(service.home.supervisor_info, {**asdict(identity), "url": url})
         announce(f"Supervisor for {service.home.root}; API at {url or 'no address (port in use)'}")
-        if idle_exit is not None:
-            watch = IdleExit(service.home, supervisor.busy, idle_exit)
-            threading.Thread(target=_leave_when_idle, args=(watch, stop), daemon=True).start()
-        supervisor.run(stop)
+        while True:
+            idle = threading.Event()
+            _show(service.home, url)
+            if idle_exit is not None:
+                watch = IdleExit(service.home, supervisor.busy, idle_exit)
+                threading.Thread(target=_leave_when_idle, args=(watch, stop, idle), daemon=True).start()
+            supervisor.run(stop)
+            service.home.supervisor_info.unlink(missing_ok=True)
+            # Who submitted before the line above saw a supervisor and started none: its job keeps this one here.
+            if not (idle.is_set() and supervisor.busy()):
+                break
+            stop.clear()
     finally:
         service.home.supervisor_info.unlink(missing_ok=True)
         if server:
@@ -189,10 +210,19 @@ def _start_api(service: Service, host: str | None, port: int | None, *, optional
     return server
 
 
-def _leave_when_idle(watch: IdleExit, stop: threading.Event) -> None:
+def _show(home: Home, url: str | None) -> None:
+    """Write down who carries out the queue, for the faces to find."""
+    identity = process.identify(os.getpid())
+    if identity is None:
+        raise EngineError("This process cannot be identified; is /proc mounted?")
+    atomic.write_json(home.supervisor_info, {**asdict(identity), "url": url})
+
+
+def _leave_when_idle(watch: IdleExit, stop: threading.Event, idle: threading.Event) -> None:
     while not stop.wait(1.0):
         if watch.due():
             log.info("No app open and nothing to do: leaving.")
+            idle.set()
             stop.set()
 
 

@@ -67,8 +67,11 @@ TABLES: dict[type, str] = {BaseModel: "base_models", Model: "models", Dataset: "
 def _add(db: Database, entry: Any) -> Any:
     """Insert `entry` as the next version of its name and return it with that version."""
     table = TABLES[type(entry)]
-    row = db.conn.execute(f"SELECT max(version) FROM {table} WHERE name = ?", [entry.name]).fetchone()  # noqa: S608
-    numbered = replace(entry, version=int(row[0] or 0) + 1)
+    # Base and own models share their names, so that the newest version of a name is one model.
+    sharing = ("datasets",) if table == "datasets" else ("base_models", "models")
+    queries = [f"SELECT max(version) FROM {name} WHERE name = ?" for name in sharing]  # noqa: S608
+    versions = [db.conn.execute(query, [entry.name]).fetchone()[0] or 0 for query in queries]
+    numbered = replace(entry, version=max(versions) + 1)
     db.table(table).insert(asdict(numbered))
     return numbered
 

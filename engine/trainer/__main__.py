@@ -18,6 +18,7 @@ from engine.journal import JournalWriter
 from engine.order import GATE, JOURNAL, Order
 
 GATE_SECONDS = 30.0
+BALLAST_BYTES = 65536
 
 
 def wait_for_gate(directory: Path) -> bool:
@@ -37,6 +38,10 @@ def main(directory: Path) -> int:
         return 3
     order = Order.read(directory)
     journal = JournalWriter(directory / JOURNAL, order.fence)
+
+    # Given up when the disk is full, so that the journal can still say so.
+    ballast = directory / "ballast"
+    ballast.write_bytes(bytes(BALLAST_BYTES))
 
     # Imported behind the gate: seconds of loading that a worker nobody knows must not spend.
     from engine.rows import RowError
@@ -65,10 +70,12 @@ def main(directory: Path) -> int:
     except Diverged as error:
         reporter.end("failed", str(error)[:1].upper() + str(error)[1:], "nan")
     except NoSpace as error:
+        ballast.unlink(missing_ok=True)
         reporter.end("preempted", str(error), "disk_full")
     except Exception as error:  # noqa: BLE001  (the edge of the process: everything is recorded here)
         # safetensors tells of the system's errors in words alone.
         if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
+            ballast.unlink(missing_ok=True)
             reporter.end("preempted", "No space left on the disk.", "disk_full")
             return 0
         reporter.log(traceback.format_exc(), "error")

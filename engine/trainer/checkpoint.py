@@ -31,7 +31,7 @@ class LoopState:
     """Where training stands; with weights, optimiser and random states, all that resuming needs.
 
     `step` optimiser steps are done; `tokens` without padding; `seconds` on the device over all attempts;
-    `best_loss` is the lowest evaluation loss so far, at `best_step`.
+    `best_loss` is the lowest evaluation loss at a checkpoint so far, that of `best_step`.
     """
 
     step: int = 0
@@ -85,12 +85,17 @@ def save(
     staged = root / f".stage-{state.step:08d}"
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(mode=0o700)
-    _save(weights, staged / "weights.safetensors")
-    _save(moments, staged / "optimizer.safetensors")
-    _save(random_states, staged / "random.safetensors")
-    (staged / STATE).write_text(json.dumps(asdict(state)))
-    manifest.seal(staged, facts)
-    atomic.publish(staged, final)
+    try:
+        _save(weights, staged / "weights.safetensors")
+        _save(moments, staged / "optimizer.safetensors")
+        _save(random_states, staged / "random.safetensors")
+        (staged / STATE).write_text(json.dumps(asdict(state)))
+        manifest.seal(staged, facts)
+        atomic.publish(staged, final)
+    except BaseException:
+        # On a full disk a stage left behind would keep it full.
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
     return final
 
 

@@ -12,7 +12,7 @@ def select(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
             f"This machine has a card, but torch {torch.__version__} cannot use it. Install the CUDA build of torch, "
-            "or set trainer_python to an interpreter that has it."
+            "update the driver, or hide the card with CUDA_VISIBLE_DEVICES='' to train on the CPU."
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -35,6 +35,12 @@ def has_fast_bf16(device: torch.device) -> bool:
 def compute_dtype(device: torch.device) -> torch.dtype:
     """Return the dtype in which frozen weights are held and matrices are multiplied."""
     return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+
+
+def autocast(model: torch.nn.Module, device: torch.device) -> torch.autocast:
+    """Return the context in which `model` multiplies in bf16 where its weights are kept in fp32 to learn."""
+    learns_in_fp32 = next(model.parameters()).dtype == torch.float32
+    return torch.autocast(device.type, torch.bfloat16, enabled=learns_in_fp32 and has_fast_bf16(device))
 
 
 def memory_gb(device: torch.device) -> float:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from engine import rows
 from engine.rows import Row
+from engine.trainer import device as devices
 from engine.trainer.data import IGNORED, Batch
 
 SAMPLE_TOKENS = 48
@@ -25,7 +26,8 @@ def summed_loss(model: Any, batch: Batch, device: torch.device) -> torch.Tensor:
     # The token at position t is predicted by the hidden state at t - 1.
     targets = batch.labels[:, 1:].to(device)
     kept = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    logits = model(input_ids=ids, position_ids=positions, logits_to_keep=kept, use_cache=False).logits
+    with devices.autocast(model, device):
+        logits = model(input_ids=ids, position_ids=positions, logits_to_keep=kept, use_cache=False).logits
     chosen = targets[:, kept]
     return functional.cross_entropy(
         logits.float().reshape(-1, logits.shape[-1]), chosen.reshape(-1), ignore_index=IGNORED, reduction="sum"
@@ -49,14 +51,13 @@ def sample_prompt(tokenizer: Any, row: Row) -> tuple[str, str]:
     """Return (the prompt as a user sees it, the prompt as the model sees it) from a held-out row."""
     if row.shape == rows.MESSAGES:
         messages = row.fields["messages"]
-        first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
-        if first:
-            text = tokenizer.apply_chat_template(messages[:first], tokenize=False, add_generation_prompt=True)
-            return messages[first - 1]["content"], text
-        return "", tokenizer.apply_chat_template([], tokenize=False, add_generation_prompt=True)
+        answers = (i for i, message in enumerate(messages) if i and message["role"] == "assistant")
+        # Where the assistant alone speaks there is no prompt in the row: templates take no empty conversation.
+        asked = messages[: next(answers, 0)] or [{"role": "user", "content": "Hello."}]
+        return asked[-1]["content"], tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     if row.shape == rows.PROMPT_COMPLETION:
         return row.fields["prompt"], row.fields["prompt"]
-    words = " ".join(row.fields["text"].split()[:12])
+    words = " ".join(row.fields["text"].split()[:12])[:200]  # not every language puts spaces between words
     return words, words
 
 

@@ -106,9 +106,21 @@ def result_of(run: Run, state: LoopState, params_before: int, params_after: int)
 def publish(order: Order, run: Run, tokenizer: Any, state: LoopState, params_before: int) -> dict[str, Any]:
     """Write adapter, merged model and card, publish them by one rename, and return the result."""
     final = Path(order.output_path)
+    # Those of attempts that died while they wrote are of no use to anyone.
+    for left in final.parent.glob(f".{final.name}.stage-*"):
+        shutil.rmtree(left, ignore_errors=True)
     staged = final.with_name(f".{final.name}.stage-{order.fence}")
-    shutil.rmtree(staged, ignore_errors=True)
-    model = run.model
+    try:
+        return _publish(order, run, tokenizer, state, params_before=params_before, staged=staged)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def _publish(
+    order: Order, run: Run, tokenizer: Any, state: LoopState, *, params_before: int, staged: Path
+) -> dict[str, Any]:
+    final, model = Path(order.output_path), run.model
     size = 2 * models.count_parameters(model)
     resources.need_space(final.parent, size, f"the model {order.output_name}")
     staged.mkdir(mode=0o700, parents=True)

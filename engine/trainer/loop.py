@@ -107,6 +107,9 @@ def train_step(run: Run, step: int) -> tuple[float, float, int]:
 def save(run: Run, state: LoopState, lr: float) -> None:
     """Publish a checkpoint of `state`, report it, and remove those that need not be kept."""
     run.reporter.state("checkpointing", f"saving step {state.step}")
+    # The best of those that are saved, by the newest held-out loss at each: what is not saved cannot be kept.
+    if state.eval_loss is not None and (state.best_loss is None or state.eval_loss < state.best_loss):
+        state.best_loss, state.best_step = state.eval_loss, state.step
     epoch = state.step * run.settings.batch_size * run.settings.grad_accum / len(run.corpus.training)
     facts = {
         "step": state.step,
@@ -126,9 +129,9 @@ def evaluate_now(run: Run, state: LoopState, activity: str) -> dict[str, Any]:
     """Measure the held-out loss into `state`; return its telemetry point."""
     run.reporter.activity(activity)
     loss = evaluate.mean_loss(run.model, run.corpus.validation_batches(run.settings.batch_size), run.device)
+    if not math.isfinite(loss):
+        raise Diverged(f"the held-out loss is {loss} at step {state.step}: the model's weights are no use any more.")
     state.eval_loss = loss
-    if state.best_loss is None or loss < state.best_loss:
-        state.best_loss, state.best_step = loss, state.step
     run.reporter.activity("training")
     return {"step": state.step, "phase": "eval", "ts": time.time(), "loss": loss, "tokens": state.tokens}
 

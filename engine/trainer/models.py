@@ -6,6 +6,7 @@ The rule: safetensors in, safetensors out; no code of a model's folder is run an
 from __future__ import annotations
 
 import json
+import math
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def sixteen_bits(model: Any, batch: Batch, device: torch.device) -> torch.dtype:
     def look(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         nonlocal largest
         if isinstance(output, torch.Tensor):
-            largest = max(largest, float(output.abs().max()))
+            found = float(output.abs().max())
+            largest = max(largest, found if math.isfinite(found) else math.inf)
 
     hooks = [module.register_forward_hook(look) for module in model.modules()]
     try:
@@ -82,7 +84,7 @@ def sixteen_bits(model: Any, batch: Batch, device: torch.device) -> torch.dtype:
     finally:
         for hook in hooks:
             hook.remove()
-    # Half the range is kept for texts that were not looked at. (A comparison with NaN is false: bf16.)
+    # Half the range is kept for texts that were not looked at.
     return torch.float16 if largest < torch.finfo(torch.float16).max / 2 else torch.bfloat16
 
 

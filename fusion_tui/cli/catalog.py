@@ -11,7 +11,7 @@ import click
 
 from engine import rows
 from engine.resources import size_text
-from engine.service import Service, clean_text
+from engine.service import AnyModel, Dataset, Service, clean_text
 from fusion_tui.api import fusion_entries as answers
 from fusion_tui.cli.output import Session, document, json_option, pass_session, progress, progress_done, say, table
 
@@ -22,6 +22,13 @@ def _model_documents(service: Service) -> list[dict[str, Any]]:
     ]
     own = [answers.ModelEntry.of(entry).model_dump(mode="json") for entry in service.models()]
     return [{"kind": "base", **entry} for entry in base] + [{"kind": "own", **entry} for entry in own]
+
+
+def _say_removed(entry: AnyModel | Dataset, as_json: bool) -> None:
+    if as_json:
+        document({"removed": entry.id})
+    else:
+        say(f"Removed {entry.name} (version {entry.version}).")
 
 
 @click.group(invoke_without_command=True)
@@ -57,10 +64,11 @@ def add_model(session: Session, *, source: str, name: str, as_json: bool) -> Non
 
 @models.command("rm")
 @click.argument("reference", metavar="MODEL")
+@json_option
 @pass_session
-def remove_model(session: Session, *, reference: str) -> None:
+def remove_model(session: Session, *, reference: str, as_json: bool) -> None:
     """Remove a model; a folder that was added where it lies stays there."""
-    say(f"Removed {session.service.remove_model(reference).name}.")
+    _say_removed(session.service.remove_model(reference), as_json)
 
 
 @click.group(invoke_without_command=True)
@@ -115,10 +123,11 @@ def inspect(session: Session, *, reference: str, count: int, as_json: bool) -> N
 
 @datasets.command("rm")
 @click.argument("reference", metavar="DATASET")
+@json_option
 @pass_session
-def remove_dataset(session: Session, *, reference: str) -> None:
+def remove_dataset(session: Session, *, reference: str, as_json: bool) -> None:
     """Remove a dataset version and its copy."""
-    say(f"Removed {session.service.remove_dataset(reference).name}.")
+    _say_removed(session.service.remove_dataset(reference), as_json)
 
 
 COMMANDS = (models, datasets)

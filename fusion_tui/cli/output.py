@@ -6,6 +6,7 @@ The rule: with --json, stdout carries one JSON document and nothing else. Exit c
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -34,10 +35,16 @@ class Failing(click.Group):
         except (EngineError, StoreError) as error:
             say(f"Error: {error}")
             context.exit(1)
+        except sqlite3.Error as error:
+            say(f"Error: the job store failed: {error}")
+            context.exit(1)
         except BrokenPipeError:
             # The reader left (| head): not our failure.
             sys.stderr.close()
             context.exit(0)
+        except OSError as error:
+            say(f"Error: {error.strerror or error}{f' ({error.filename})' if error.filename else ''}")
+            context.exit(1)
 
 
 class Session:

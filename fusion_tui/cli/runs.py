@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from engine.errors import Fault, InvalidRequest
-from engine.service import Job, Point, clean_text
+from engine.service import Job, Point, clean_text, states
 from fusion_tui import daemon
 from fusion_tui.api import fusion_models as answers
 from fusion_tui.cli.output import Session, document, json_option, pass_session, say, table
@@ -82,7 +82,9 @@ def submit(
     request = _request_file(file)
     given = {"type": type_, "base_model_id": model, "dataset_id": dataset, "name": name, "idempotency_key": key}
     request |= {field: value for field, value in given.items() if value is not None}
-    request["hyperparams"] = {**request.get("hyperparams", {}), **_settings(pairs)}
+    if not isinstance(request.get("hyperparams") or {}, dict):
+        raise InvalidRequest([Fault(("--file", "hyperparams"), "must be an object")])
+    request["hyperparams"] = {**(request.get("hyperparams") or {}), **_settings(pairs)}
     request.setdefault("idempotency_key", str(uuid.uuid4()))
     service = session.service
     submission = service.submit(request)
@@ -110,12 +112,13 @@ def _say_end(session: Session, job: Job) -> None:
     result = session.service.result(job.id)
     if result:
         click.echo(result_text(result))
-    if job.output_model_id:
-        say(f"Model {session.service.name_of(job.output_model_id)}: {session.service.model(job.output_model_id).path}")
+    made = [model for model in session.service.models() if model.id == job.output_model_id]
+    for model in made:
+        say(f"Model {model.name}: {model.path}")
 
 
 @click.command()
-@click.option("--status", help="Only runs in this state.")
+@click.option("--status", type=click.Choice(states.ALL), help="Only runs in this state.")
 @click.option("--limit", type=click.IntRange(1), default=None, help="At most so many, newest first.")
 @json_option
 @pass_session
@@ -224,11 +227,15 @@ def _short(value: float | None) -> str:
 
 @click.command()
 @click.argument("job_ref", metavar="ID")
+@json_option
 @pass_session
-def watch(session: Session, *, job_ref: str) -> None:
+def watch(session: Session, *, job_ref: str, as_json: bool) -> None:
     """Follow a run until it ends; exit 1 unless it completes."""
     job = follow(session.service, session.service.find_job(job_ref).id)
-    _say_end(session, job)
+    if as_json:
+        document(job_document(job))
+    else:
+        _say_end(session, job)
     if job.state != "completed":
         sys.exit(1)
 
@@ -321,12 +328,16 @@ def retry(session: Session, *, job_ref: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("job_ref", metavar="ID")
+@json_option
 @pass_session
-def rm(session: Session, *, job_ref: str) -> None:
+def rm(session: Session, *, job_ref: str, as_json: bool) -> None:
     """Delete a finished run with its telemetry and checkpoints; its model stays."""
     job = session.service.find_job(job_ref)
     session.service.delete(job.id)
-    say(f"{job.name} is deleted.")
+    if as_json:
+        document({"deleted": job.id})
+    else:
+        say(f"{job.name} is deleted.")
 
 
 COMMANDS = (submit, jobs, show, logs, metrics, watch, events, result, checkpoints, cancel, retry, rm)

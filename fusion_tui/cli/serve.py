@@ -15,25 +15,34 @@ from fusion_tui.cli.output import Session, document, json_option, pass_session, 
 @click.option("--host", help="Address to listen on (default 127.0.0.1, or the settings').")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on (default 7878, or FUSION_PORT).")
 @click.option("--detach", is_flag=True, help="Go into the background and stay there.")
+@json_option
 @pass_session
-def serve(session: Session, *, host: str | None, port: int | None, detach: bool) -> None:
+def serve(session: Session, *, host: str | None, port: int | None, detach: bool, as_json: bool) -> None:
     """Run supervisor and HTTP API without the app, until Ctrl+C or TERM. Runs outlive it."""
     service = session.service
     if detach:
         arguments = [*(["--host", host] if host else []), *(["--port", str(port)] if port else [])]
         known = daemon.running(service.home)
         info = known or daemon.start_in_background(service.home, arguments)
-        say(f"{'A supervisor runs already' if known else 'Serving'} (pid {info.identity.pid}), API at {info.url}")
+        if as_json:
+            document({"pid": info.identity.pid, "url": info.url, "started": known is None})
+        else:
+            say(f"{'A supervisor runs already' if known else 'Serving'} (pid {info.identity.pid}), API at {info.url}")
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     daemon.serve(service, host=host, port=port, announce=say)
 
 
 @click.command()
+@json_option
 @pass_session
-def token(session: Session) -> None:
+def token(session: Session, *, as_json: bool) -> None:
     """Print the API key of this data folder."""
-    click.echo(session.service.token())
+    secret = session.service.token()
+    if as_json:
+        document({"token": secret})
+    else:
+        click.echo(secret)
 
 
 @click.command()

@@ -99,7 +99,6 @@ def test_a_supervisor_that_dies_within_a_start_leaves_no_orphan_and_no_lost_job(
     first.close()
 
     second = Supervisor(service, launch=local.launch)
-    second.recover()
     eventually(lambda: second.tick() or service.job(job_id).finished, within=120, what="the end")
     job = service.job(job_id)
     assert (job.state, job.retries) == ("completed", 0)

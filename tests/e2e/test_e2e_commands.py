@@ -54,7 +54,7 @@ def test_a_run_can_be_submitted_watched_and_read_in_every_way(stocked: Shell) ->
     table = stocked.run("metrics", "first", "--csv").stdout.splitlines()
     assert table[0].startswith("step,phase,ts")
     assert len(table) == 1 + 5 + 2
-    stocked.run("rm", "first")
+    assert stocked.json("rm", "first") == {"deleted": submitted["id"]}
     assert stocked.json("jobs") == []
     assert submitted["id"] not in [path.name for path in (stocked.home / "runs").iterdir()]
 
@@ -178,7 +178,9 @@ def test_settings_with_an_unknown_key_name_the_nearest(stocked: Shell, tmp_path:
 
 @pytest.mark.parametrize("command", sorted(MODULES))
 def test_every_command_explains_itself(shell: Shell, command: str) -> None:
-    assert "Usage" in shell.run(command, "--help").stdout
+    text = shell.run(command, "--help").stdout
+    assert "Usage" in text
+    assert "--json" in text
 
 
 def test_reading_commands_print_one_json_document(stocked: Shell) -> None:

@@ -53,7 +53,6 @@ def train(service: Service, model: Path, text: Path) -> Path:
     request = {"type": "finetune", "idempotency_key": "starter", "base_model_id": "blank", "dataset_id": "text"}
     job = service.submit({**request, "hyperparams": HYPERPARAMS}).job
     supervisor = Supervisor(service)
-    supervisor.recover()
     shown = -1
     while not job.finished:
         supervisor.tick()
