@@ -14,7 +14,7 @@ from engine import process
 from engine.launchers import local
 from engine.service import Service
 from engine.supervisor import AlreadyRunning, Supervisor
-from store import attempts
+from store import StoreBusy, attempts
 from tests.conditions import eventually
 from tests.supervised import Supervised
 
@@ -170,3 +170,39 @@ def _identities(supervised: Supervised, job_ids: list[str]) -> list[process.Iden
     db = supervised.service.store.read()
     rows = [attempt for job_id in job_ids for attempt in attempts.of_job(db, job_id)]
     return [process.Identity(row.boot_id or "", row.pid or 0, row.start_ticks or 0) for row in rows]
+
+
+def test_a_commit_that_meets_a_busy_store_is_made_in_the_next_round(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = submit(service)
+    supervisor = Supervisor(service)
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.supervisor.attempts.update", busy)
+        with pytest.raises(StoreBusy):
+            supervisor.tick()
+    assert service.job(job_id).state == "provisioning"
+    eventually(lambda: supervisor.tick() or service.job(job_id).finished, within=120, what="the end")
+    assert (service.job(job_id).state, service.job(job_id).fence) == ("completed", 1)
+    supervisor.close()
+
+
+def busy(*arguments: Any, **options: Any) -> None:
+    """Answer as a locked store does."""
+    raise StoreBusy("busy")
+
+
+def test_an_interpreter_that_is_not_there_fails_the_run_in_words_after_some_tries(service: Service) -> None:
+    def launch(directory: Path, **options: Any) -> subprocess.Popen[bytes]:
+        raise FileNotFoundError(2, "No such file or directory", "/no/python")
+
+    job_id = submit(service)
+    now = [1000.0]
+    supervisor = Supervisor(service, launch=launch, clock=lambda: now[0])
+    while not service.job(job_id).finished:
+        supervisor.tick()
+        now[0] += 10
+    job = service.job(job_id)
+    assert (job.state, job.retries) == ("failed", 0)
+    assert "trainer_python" in (job.error or "")
+    supervisor.close()

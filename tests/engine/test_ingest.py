@@ -207,3 +207,17 @@ def test_the_last_checkpoint_is_never_one_that_was_found_damaged(service: Servic
     assert [(c.step, c.state) for c in service.checkpoints(attempt.job_id)] == [(5, "published"), (10, "quarantined")]
     assert "checkpoint_damaged" in [event.kind for event in service.events(attempt.job_id)]
     assert service.job(attempt.job_id).last_checkpoint_step == 5
+
+
+def test_a_line_of_another_form_is_recorded_and_stops_no_other(service: Service, attempt: Attempt) -> None:
+    tell(attempt, point(1), ("point", {"loss": 2.0}), ("checkpoint", {"step": 1}), point(2))
+    take(service, attempt)
+    assert [step for step, *_ in losses(service, attempt)] == [1, 2]
+    (event,) = [event for event in service.events(attempt.job_id) if event.kind == "journal_damaged"]
+    assert event.payload == {"lines": 2}
+
+
+def test_half_a_surrogate_pair_in_a_log_line_is_stored_as_a_question_mark(service: Service, attempt: Attempt) -> None:
+    tell(attempt, ("log", {"stream": "train", "text": "a \ud800 b"}))
+    take(service, attempt)
+    assert [line.text for line in service.logs(attempt.job_id)] == ["a ? b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import Conflict, InvalidRequest, UnknownReference
-from engine.service import NotFound, Service, clean_text
-from store import jobs, telemetry
+from engine.paths import Home
+from engine.service import Model, NotFound, Service, clean_text
+from engine.settings import Settings
+from store import catalog, jobs, telemetry
 from tests.engine.conftest import Clock, request_for, start
 
 
@@ -208,3 +211,30 @@ def test_no_text_keeps_a_control_character_however_it_is_nested(text: str) -> No
     cleaned = clean_text(text)
     assert all(char in "\t\n" or (char >= " " and not "\x7f" <= char <= "\x9f") for char in cleaned)
     assert clean_text(cleaned) == cleaned
+
+
+def test_base_and_own_models_of_one_name_share_their_versions(service: Service) -> None:
+    model = service.model("tiny")
+    own = Model(
+        id="11111111-1111-4111-8111-111111111111",
+        name="tiny",
+        version=0,
+        family="llama",
+        params=1,
+        precision="fp16",
+        base_model_id=model.id,
+        job_id=None,
+        path="/somewhere",
+        status="ready",
+        created_at=5.0,
+    )
+    with service.store.write() as db:
+        assert catalog.add_model(db, own).version == model.version + 1
+    assert service.model("tiny").id == own.id
+
+
+def test_a_data_folder_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
+    folder = tmp_path / "open"
+    folder.mkdir(mode=0o755)
+    Service(Home(folder), config=Settings()).close()
+    assert folder.stat().st_mode & 0o777 == 0o700

@@ -244,3 +244,12 @@ def test_packed_loss_equals_the_loss_of_each_document_alone(tiny_model: Path, to
         apart = sum(float(evaluate.summed_loss(model, data.collate([each], 0), device)) for each in bins)
     assert together / packed.targets == pytest.approx(sum(alone) / packed.targets, abs=1e-4)
     assert apart / packed.targets == pytest.approx(sum(alone) / packed.targets, abs=1e-4)
+
+
+def test_a_sample_is_asked_for_also_where_the_assistant_speaks_first_or_alone(templated: Any) -> None:
+    shown, prompt = evaluate.sample_prompt(templated, chat(answer("Welcome."), user("thanks"), answer("Sure.")))
+    assert shown == "thanks"
+    assert prompt.endswith("<|im_start|>assistant\n")
+    shown, prompt = evaluate.sample_prompt(templated, chat(answer("Welcome.")))
+    assert shown
+    assert shown in prompt

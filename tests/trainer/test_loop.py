@@ -303,3 +303,11 @@ def test_a_model_that_does_not_fit_on_the_disk_is_not_begun(bench: Bench, monkey
     with pytest.raises(NoSpace, match=r"checkpoint of step 1|model out"):
         finetune.run_job(order, Reporter(JournalWriter(bench.journal_path(), 1)), StopFlag())
     assert not output(bench).exists()
+
+
+def test_a_model_that_gives_no_numbers_is_not_called_fit_for_fp16(tiny_model: Path) -> None:
+    batch = collate([[Document([5, 6, 7], [5, 6, 7])]], pad=0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    assert models.sixteen_bits(model, batch, torch.device("cpu")) == torch.bfloat16
