@@ -115,6 +115,7 @@ class Supervisor:
         Raises what one of these raised, after all of them had their turn: no attempt starves another.
         """
         failure: Exception | None = None
+        self._reap()
         for attempt in attempts.open_attempts(self._store.read()):
             try:
                 self._attend(attempt)
@@ -140,7 +141,6 @@ class Supervisor:
             attempt = attempts.get(self._store.read(), attempt.job_id, attempt.fence) or attempt
         if not alive:
             self._watch.discard(identity.pid)
-            self._reap(identity.pid)
             with self._store.write() as db:
                 state = recover.settle(db, attempt, self._clock())
             log.info("job %s: attempt %d ended (%s), now %s", attempt.job_id, attempt.fence, attempt.outcome, state)
@@ -160,11 +160,12 @@ class Supervisor:
         with self._store.write() as db:
             recover.abandon(db, attempt, self._clock())
 
-    def _reap(self, pid: int) -> None:
-        """Take a dead child's exit status, so that no zombie stays; an adopted worker is no child of ours."""
-        child = self._children.get(pid)
-        if child is not None and child.poll() is not None:
-            del self._children[pid]
+    def _reap(self) -> None:
+        """Take the exit status of dead children, so that no zombie stays.
+
+        Not once at a worker's end: its first thread may be gone while the others still are on their way.
+        """
+        self._children = {pid: child for pid, child in self._children.items() if child.poll() is None}
 
     def _stop(self, attempt: Attempt, identity: Identity) -> None:
         """Ask a worker once to finish its step and save; end its group when the grace is over."""
