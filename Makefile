@@ -27,7 +27,7 @@ run: $(VENV)/.installed  ## open the app
 	$(BIN)/fusion-tui
 
 test: $(VENV)/.tools  ## every test but the long loops
-	$(BIN)/python -m pytest -m "not slow" --durations=25
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(VENV)/.tools  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

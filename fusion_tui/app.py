@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textual import on
 from textual.app import App, SystemCommand
@@ -65,6 +65,7 @@ class FusionApp(App[str | None]):
         self._start_supervisor = start_supervisor or partial(_ensure_running, service)
         self._start_on_open = start_on_open
         self._app_lock: int | None = None
+        self._handlers: dict[int, Any] = {}  # of signals, as they were before this app
         self.poller = Poller(service, self.post_message, self._supervision, interval=interval)
 
     def get_default_screen(self) -> Screen[object]:
