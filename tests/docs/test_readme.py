@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,8 @@ def section(title: str) -> str:
 
 def modules(package: str) -> set[str]:
     """Return the names of a package's modules and folders."""
-    tracked = subprocess.run(["git", "ls-files", package], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    parts = {Path(line).relative_to(package).parts[0] for line in tracked.splitlines()}
-    return {part.removesuffix(".py") for part in parts if part.endswith(".py") or "." not in part} - {"__init__"}
+    entries = [entry for entry in (ROOT / package).iterdir() if entry.suffix == ".py" or entry.is_dir()]
+    return {entry.stem for entry in entries} - {"__init__", "__pycache__"}
 
 
 @pytest.mark.parametrize("package", ["store", "engine", "engine/trainer", "fusion_tui", "bench", "tools", "tests"])
