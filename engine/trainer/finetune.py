@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 
 from engine import atomic, manifest, resources
 from engine.order import Order
@@ -26,6 +25,9 @@ from engine.trainer.reporter import Reporter
 
 def add_adapters(model: Any, settings: FinetuneHyperparams) -> Any:
     """Freeze `model` and put an adapter on each of its linear layers."""
+    # Imported late: it takes longer than torch and transformers together, and a full fine-tune needs none of it.
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
