@@ -15,8 +15,7 @@ from typing import TypeVar
 from engine import atomic, importing
 from engine.errors import Conflict, Fault, InvalidRequest, UnknownReference
 from engine.importing import Progress
-from engine.paths import STARTER_MODEL, STARTER_ROWS, Home
-from engine.specs import NAME_PATTERN
+from engine.paths import NAME_PATTERN, STARTER_MODEL, STARTER_ROWS, Home
 from store import Store, catalog, jobs, states
 from store.catalog import BaseModel, Dataset, Model
 from store.library import Database

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import platformdirs
 
+# What can name a model or dataset.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
 ASSETS = Path(__file__).parent / "assets"
 STARTER_MODEL = ASSETS / "starter-model"
 STARTER_ROWS = ASSETS / "starter-data" / "rows.jsonl"

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import psutil
-
 _PROC = Path("/proc")
 
 
@@ -53,6 +51,8 @@ def _start_ticks(pid: int) -> int | None:
     except (OSError, ValueError, IndexError):
         if _PROC.joinpath("self/stat").exists():
             return None
+    import psutil  # macOS
+
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else int(process.create_time() * 100)

@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from engine.errors import EngineError, NoSpace
 
 GIB = 1024**3
@@ -95,6 +93,8 @@ def devices() -> list[Device]:
         raise EngineError(f"The NVIDIA driver does not answer ({error}). See nvidia-smi; a reboot may help.") from None
     if cards:
         return cards
+    import psutil
+
     memory = psutil.virtual_memory()
     used = int(memory.total - memory.available)
     if platform.system() == "Darwin" and platform.machine() == "arm64":

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from engine import atomic, catalog, resources, settings, specs
+from engine import atomic, catalog, resources, settings
 from engine.catalog import AnyModel
 from engine.errors import Conflict, UnknownReference
 from engine.importing import Progress, silent
@@ -112,6 +112,8 @@ class Service:
         `payload` is a request of the fusion dialect; models and datasets may be named by id or by name.
         Raises InvalidRequest, UnknownReference, Conflict (key reused with another payload), NoSpace, StoreError.
         """
+        from engine import specs  # brings pydantic, which an app that only looks does not need
+
         request = specs.parse(payload)
         digest = request.payload_hash()
         with self.store.write() as db:
@@ -149,6 +151,8 @@ class Service:
 
     def validate(self, payload: Mapping[str, Any]) -> None:
         """Raise what `submit` would raise for a payload that cannot be a job; change nothing."""
+        from engine import specs
+
         request = specs.parse(payload)
         self.model(request.model_reference or "")
         self.dataset(request.dataset_id or "")
