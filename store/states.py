@@ -36,8 +36,3 @@ TRANSITIONS: dict[str, frozenset[str]] = {
 ALL = tuple(TRANSITIONS)
 FINISHED = frozenset({COMPLETED, FAILED, CANCELLED})
 ACTIVE = frozenset({PROVISIONING, STAGING, RUNNING, CHECKPOINTING, UPLOADING})
-
-
-def sources_of(target: str) -> tuple[str, ...]:
-    """Return the states from which `target` may be entered."""
-    return tuple(state for state, targets in TRANSITIONS.items() if target in targets)

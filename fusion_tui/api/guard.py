@@ -29,7 +29,7 @@ MAX_KEY = 256
 
 OURS = ("localhost", "127.0.0.1", "[::1]")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-OPEN_PATHS = ("/health", "/api/health", "/openapi.json", "/docs")
+OPEN_PATHS = ("/health", "/api/health", "/openapi.json")
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII)
 
 
