@@ -84,17 +84,17 @@ def judge_baseline(run: Run, tokenizer: Any, state: LoopState) -> None:
     state.samples = {"sample_prompt": shown, "sample_before": evaluate.sample(run.model, tokenizer, prompt, run.device)}
 
 
-def result_of(run: Run, state: LoopState, params_before: int, params_after: int) -> dict[str, Any]:
-    """Return the job's result, in the fields of the fusion dialect and ours."""
+def result_of(run: Run, state: LoopState, params: int) -> dict[str, Any]:
+    """Return the job's result, in the fields of the fusion dialect and ours. Fine-tuning adds no parameter."""
     before, after = math.exp(state.baseline_loss or 0.0), math.exp(state.eval_loss or 0.0)
     return {
         "ppl_baseline": before,
         "ppl_final": after,
         "ppl_delta_pct": 100 * (after - before) / before,
         "loss_final": state.train_loss,
-        "params_before": params_before,
-        "params_after": params_after,
-        "params_delta": params_after - params_before,
+        "params_before": params,
+        "params_after": params,
+        "params_delta": 0,
         "function_preservation": None,
         "gpu_seconds": state.seconds,
         "tokens_processed": state.tokens,
@@ -105,7 +105,7 @@ def result_of(run: Run, state: LoopState, params_before: int, params_after: int)
     }
 
 
-def publish(order: Order, run: Run, tokenizer: Any, state: LoopState, params_before: int) -> dict[str, Any]:
+def publish(order: Order, run: Run, tokenizer: Any, state: LoopState) -> dict[str, Any]:
     """Write adapter, merged model and card, publish them by one rename, and return the result."""
     final = Path(order.output_path)
     # Those of attempts that died while they wrote are of no use to anyone.
@@ -113,15 +113,13 @@ def publish(order: Order, run: Run, tokenizer: Any, state: LoopState, params_bef
         shutil.rmtree(left, ignore_errors=True)
     staged = final.with_name(f".{final.name}.stage-{order.fence}")
     try:
-        return _publish(order, run, tokenizer, state, params_before=params_before, staged=staged)
+        return _publish(order, run, tokenizer, state, staged)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
 
 
-def _publish(
-    order: Order, run: Run, tokenizer: Any, state: LoopState, *, params_before: int, staged: Path
-) -> dict[str, Any]:
+def _publish(order: Order, run: Run, tokenizer: Any, state: LoopState, staged: Path) -> dict[str, Any]:
     final, model = Path(order.output_path), run.model
     size = 2 * models.count_parameters(model)
     resources.need_space(final.parent, size, f"the model {order.output_name}")
@@ -131,8 +129,8 @@ def _publish(
         model.save_pretrained(staged / "adapter", safe_serialization=True)
         # Merged in fp32 onto the unquantised base, then rounded once: added up in bf16, small updates vanish.
         model = model.to("cpu", torch.float32).merge_and_unload()
-    params_after = models.count_parameters(model)
-    result = result_of(run, state, params_before, params_after)
+    params = models.count_parameters(model)
+    result = result_of(run, state, params)
     models.save(model, tokenizer, staged, dtype)
     facts = {
         "type": order.type,
@@ -145,7 +143,7 @@ def _publish(
         "result": result,
     }
     models.write_card(staged, title=order.output_name, facts=facts)
-    manifest.seal(staged, {"job_id": order.job_id, "params": params_after})
+    manifest.seal(staged, {"job_id": order.job_id, "params": params})
     if final.exists():
         # An earlier attempt died between publishing and saying so; this one made the same model.
         atomic.remove_tree(final)
@@ -155,7 +153,7 @@ def _publish(
             "id": order.output_id,
             "name": order.output_name,
             "family": model.config.model_type,
-            "params": params_after,
+            "params": params,
             "precision": "fp16" if dtype == torch.float16 else "bf16",
             "path": str(final),
         }
@@ -166,14 +164,7 @@ def _publish(
 def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     """Carry out a finetune order from start or newest checkpoint to the published model."""
     settings = FinetuneHyperparams.model_validate(order.hyperparams)
-    reporter.state("staging", "reading the dataset")
     model, tokenizer, corpus, device = prepare(order, settings, reporter)
-    base = model.get_base_model() if settings.training_type == "lora" else model
-    params_before = models.count_parameters(base) - (
-        sum(parameter.numel() for parameter in trained_parameters(model).values())
-        if settings.training_type == "lora"
-        else 0
-    )
     run = Run(
         model=model,
         optimizer=loop.make_optimizer(model, settings, device),
@@ -193,5 +184,5 @@ def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     _, prompt = evaluate.sample_prompt(tokenizer, corpus.validation_rows[0])
     state.samples["sample_after"] = evaluate.sample(run.model, tokenizer, prompt, device)
     reporter.state("uploading", "writing the finished model")
-    result = publish(order, run, tokenizer, state, params_before)
+    result = publish(order, run, tokenizer, state)
     reporter.result(result)
