@@ -164,9 +164,6 @@ def serve(
     from engine.supervisor import Supervisor
 
     service.token()
-    if service.home.supervisor_info.exists():
-        log.info("The supervisor before did not end in order: checking the store.")
-        service.store.check()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -174,6 +171,10 @@ def serve(
     supervisor = Supervisor(service)
     server: ApiServer | None = None
     try:
+        # Only with the lock held: before, the file may be that of a supervisor that is well.
+        if service.home.supervisor_info.exists():
+            log.info("The supervisor before did not end in order: checking the store.")
+            service.store.check()
         server = _start_api(service, host, port, optional=api_optional)
         url = server.url if server else None
         announce(f"Supervisor for {service.home.root}; API at {url or 'no address (port in use)'}")
