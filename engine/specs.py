@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from engine.errors import Fault, InvalidRequest
 from engine.paths import NAME_PATTERN
@@ -32,27 +32,52 @@ class FinetuneHyperparams(BaseModel):
     batch_size: int = Field(1, ge=1, le=4096, description="Packed sequences per forward pass.")
     grad_accum: int = Field(1, ge=1, le=4096, description="Forward passes per optimiser step.")
     training_type: Literal["lora", "full"] = Field("lora", description="Train adapters, or every weight.")
+    load_in_4bit: bool = Field(False, description="QLoRA: hold the frozen weights in 4 bits (NF4).")
     lora_rank: int = Field(32, ge=1, le=1024, description="Rank of the adapters.")
     lora_alpha: float = Field(32.0, gt=0, le=4096, description="Adapters are scaled by alpha / rank.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before each adapter.")
     lr_scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="Shape after the warm-up.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which lr rises to its peak.")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw", description="AdamW with state in 32 or 8 bits; paged: the state moves to main memory under pressure."
+    )
+    gradient_checkpointing: Literal["none", "selective", "full"] = Field(
+        "none", description="Recompute activations in the backward pass: less memory, more time."
+    )
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's decoupled weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this norm.")
+    neftune_alpha: float = Field(0.0, ge=0, le=1000, description="Noise on the embeddings in training; 0: off.")
+    packing: bool = Field(True, description="Several rows in one sequence; attention never crosses rows.")
+    loss_on: Literal["answers", "all"] = Field("answers", description="Train on answers alone, or on every token.")
+    drop_bad_rows: bool = Field(False, description="Leave out rows that cannot be trained on, and count them.")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Order of rows, split, initial adapters.")
     val_fraction: float = Field(0.05, gt=0, lt=0.9, description="Share of the rows held out for evaluation.")
     eval_steps: int = Field(
         0, ge=0, description="Evaluate every so many steps; 0: ten times a run, 25 steps apart or more."
     )
+    early_stopping_patience: int = Field(
+        0, ge=0, le=1000, description="Stop after so many evaluations without a better loss; 0: never."
+    )
+    early_stopping_min_delta: float = Field(1e-4, ge=0, le=10, description="What counts as better, in nats.")
     save_steps: int = Field(100, ge=1, description="Checkpoint every so many steps.")
+    deterministic: bool = Field(False, description="Bitwise repeatable on a card too, at some cost in speed.")
     output_name: str | None = Field(None, pattern=NAME_PATTERN, description="Name of the new model.")
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any) -> Any:
-        if isinstance(value, bool):
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        wants_bool = cls.model_fields[info.field_name or ""].annotation is bool
+        if isinstance(value, bool) and not wants_bool:
             raise ValueError("true and false are no numbers")
+        if isinstance(value, int) and not isinstance(value, bool) and wants_bool:
+            raise ValueError("must be true or false")
         return value
+
+    @model_validator(mode="after")
+    def _four_bits_are_frozen(self) -> FinetuneHyperparams:
+        if self.load_in_4bit and self.training_type == "full":
+            raise ValueError("weights in 4 bits cannot learn: use training_type lora, or load_in_4bit false")
+        return self
 
     @property
     def total_steps(self) -> int:

@@ -186,7 +186,30 @@ CREATE TABLE deployments (
 );
 """
 
-MIGRATIONS: tuple[str, ...] = (FIRST,)
+# The split of a step's time; memory plans beside what was measured; rows left out at import.
+SECOND = """
+ALTER TABLE metrics ADD COLUMN data_s REAL;
+ALTER TABLE metrics ADD COLUMN forward_s REAL;
+ALTER TABLE metrics ADD COLUMN backward_s REAL;
+ALTER TABLE metrics ADD COLUMN optimizer_s REAL;
+ALTER TABLE metrics ADD COLUMN save_s REAL;
+
+ALTER TABLE jobs ADD COLUMN plan TEXT;
+
+ALTER TABLE datasets ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0;
+
+CREATE TABLE memory_peaks (
+    job_id TEXT NOT NULL PRIMARY KEY,
+    device TEXT NOT NULL,
+    mode TEXT NOT NULL,
+    planned INTEGER NOT NULL,
+    measured INTEGER NOT NULL,
+    created_at REAL NOT NULL
+);
+CREATE INDEX memory_peaks_by_device ON memory_peaks (device, mode, created_at);
+"""
+
+MIGRATIONS: tuple[str, ...] = (FIRST, SECOND)
 
 
 def migrate(db: Database) -> None:

@@ -19,7 +19,7 @@ LOG_LINES_KEPT = 2000
 @dataclass(frozen=True)
 class Point:
     """One telemetry point. `throughput` is non-padding tokens per second, `tokens` their running total,
-    `vram_gb` the peak reserved memory, `step_s` seconds per optimiser step."""
+    `vram_gb` the peak reserved memory, `step_s` seconds per optimiser step and `data_s` … `save_s` its parts."""
 
     step: int
     phase: str
@@ -33,6 +33,11 @@ class Point:
     tokens: int | None = None
     epoch: float | None = None
     step_s: float | None = None
+    data_s: float | None = None
+    forward_s: float | None = None
+    backward_s: float | None = None
+    optimizer_s: float | None = None
+    save_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from engine import rows
 from engine.rows import Row
 from engine.trainer import device as devices
-from engine.trainer.data import IGNORED, Batch
+from engine.trainer.batch import IGNORED, Batch
 
 SAMPLE_TOKENS = 48
 

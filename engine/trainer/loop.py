@@ -19,8 +19,9 @@ from engine import atomic
 from engine.specs import FinetuneHyperparams
 from engine.trainer import checkpoint, evaluate
 from engine.trainer import device as devices
+from engine.trainer.batch import collate
 from engine.trainer.checkpoint import LoopState
-from engine.trainer.data import Corpus, collate
+from engine.trainer.data import Corpus
 from engine.trainer.reporter import Reporter
 from engine.trainer.schedule import learning_rate
 

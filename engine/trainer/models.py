@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
-from engine.trainer.data import CHATML, Batch
+from engine.trainer.batch import Batch
+from engine.trainer.data import CHATML
 
 
 def load_tokenizer(folder: Path, **source: Any) -> Any:

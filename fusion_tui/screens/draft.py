@@ -29,12 +29,16 @@ Entry = TypeVar("Entry", AnyModel, Dataset)
 def default_text(name: str) -> str:
     """Return a setting's default as typed into its field."""
     value = FIELDS[name].default
+    if isinstance(value, bool):
+        return str(value).lower()
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def choices(name: str) -> tuple[str, ...]:
     """Return the values of a setting that is one of a few words, else nothing."""
     annotation = FIELDS[name].annotation
+    if annotation is bool:
+        return ("false", "true")
     return tuple(get_args(annotation)) if get_origin(annotation) is Literal else ()
 
 

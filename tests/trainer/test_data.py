@@ -15,7 +15,8 @@ from engine import rows
 from engine.rows import Row, RowError
 from engine.specs import FinetuneHyperparams
 from engine.trainer import data, evaluate, finetune, models
-from engine.trainer.data import CHATML, IGNORED, Corpus, Document
+from engine.trainer.batch import IGNORED, Document, collate
+from engine.trainer.data import CHATML, Corpus
 from tests import tiny
 from tests.trainer.conftest import write_rows
 
@@ -163,7 +164,7 @@ def test_packing_uses_every_document_once_fits_and_is_the_same_each_time(sizes: 
 
 def test_a_batch_restarts_positions_and_predicts_no_documents_first_token() -> None:
     a, b, c = (Document([n] * size, [n] * size) for n, size in ((1, 3), (2, 2), (3, 4)))
-    batch = data.collate([[a, b], [c]], pad=0)
+    batch = collate([[a, b], [c]], pad=0)
     assert batch.input_ids.tolist() == [[1, 1, 1, 2, 2], [3, 3, 3, 3, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]]
     assert batch.labels.tolist() == [[IGNORED, 1, 1, IGNORED, 2], [IGNORED, 3, 3, 3, IGNORED]]
@@ -238,10 +239,10 @@ def test_packed_loss_equals_the_loss_of_each_document_alone(tiny_model: Path, to
     bins = data.pack(documents, 128)
     assert max(len(each) for each in bins) > 2
     with torch.no_grad():
-        alone = [float(evaluate.summed_loss(model, data.collate([[document]], 0), device)) for document in documents]
-        packed = data.collate(bins, 0)
+        alone = [float(evaluate.summed_loss(model, collate([[document]], 0), device)) for document in documents]
+        packed = collate(bins, 0)
         together = float(evaluate.summed_loss(model, packed, device))
-        apart = sum(float(evaluate.summed_loss(model, data.collate([each], 0), device)) for each in bins)
+        apart = sum(float(evaluate.summed_loss(model, collate([each], 0), device)) for each in bins)
     assert together / packed.targets == pytest.approx(sum(alone) / packed.targets, abs=1e-4)
     assert apart / packed.targets == pytest.approx(sum(alone) / packed.targets, abs=1e-4)
 

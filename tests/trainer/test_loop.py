@@ -17,8 +17,8 @@ from engine import manifest
 from engine.errors import NoSpace
 from engine.journal import JournalWriter
 from engine.trainer import checkpoint, evaluate, finetune, loop, models
+from engine.trainer.batch import Document, collate
 from engine.trainer.checkpoint import LoopState
-from engine.trainer.data import Document, collate
 from engine.trainer.loop import Diverged, Run, StopFlag, Stopped
 from engine.trainer.reporter import Reporter
 from tests.trainer.conftest import Bench, Killed
