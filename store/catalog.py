@@ -5,7 +5,8 @@ The rule: rows are versioned and never change what they point to; the same name 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+import json
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from store.library import Database
@@ -45,7 +46,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An immutable copy of rows. `format` names the row shape, `sha256` is of the file's bytes."""
+    """An immutable copy of rows. `format` names the row shape, `sha256` is of the file's bytes; `facts` holds what the
+    import counted: characters, lengths, rows left out."""
 
     id: str
     name: str
@@ -59,6 +61,7 @@ class Dataset:
     source: str
     status: str
     created_at: float
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 TABLES: dict[type, str] = {BaseModel: "base_models", Model: "models", Dataset: "datasets"}
@@ -109,7 +112,8 @@ def models(db: Database) -> list[Model]:
 
 def datasets(db: Database) -> list[Dataset]:
     """Return datasets by name, newest version first."""
-    return [Dataset(**row) for row in db.query("SELECT * FROM datasets ORDER BY name, version DESC")]
+    rows = db.query("SELECT * FROM datasets ORDER BY name, version DESC")
+    return [Dataset(**(row | {"facts": json.loads(row["facts"])})) for row in rows]
 
 
 def remove(db: Database, entry: BaseModel | Model | Dataset) -> None:

@@ -49,6 +49,7 @@ class Job:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    plan: dict[str, Any] | None = None  # the memory plan as of the submit
 
     @property
     def finished(self) -> bool:
@@ -77,6 +78,7 @@ def _job(row: Mapping[str, Any]) -> Job:
     values = dict(row)
     for field in ("hyperparams", "tags"):
         values[field] = json.loads(values[field])
+    values["plan"] = json.loads(values["plan"]) if values["plan"] else None
     values["stop_requested"] = bool(values["stop_requested"])
     return Job(**values)
 
@@ -97,6 +99,7 @@ def insert(
     notes: str,
     total_steps: int,
     now: float,
+    plan: Mapping[str, Any] | None = None,
 ) -> Job:
     """Add a queued job with its first event."""
     db.table("jobs").insert(
@@ -115,6 +118,7 @@ def insert(
             "notes": notes,
             "total_steps": total_steps,
             "created_at": now,
+            "plan": json.dumps(dict(plan)) if plan else None,
         }
     )
     add_event(db, id, "state", {"from": None, "to": states.QUEUED}, now=now)

@@ -186,7 +186,7 @@ CREATE TABLE deployments (
 );
 """
 
-# The split of a step's time; memory plans beside what was measured; rows left out at import.
+# The split of a step's time; memory plans beside what was measured; what an import counted.
 SECOND = """
 ALTER TABLE metrics ADD COLUMN data_s REAL;
 ALTER TABLE metrics ADD COLUMN forward_s REAL;
@@ -196,7 +196,7 @@ ALTER TABLE metrics ADD COLUMN save_s REAL;
 
 ALTER TABLE jobs ADD COLUMN plan TEXT;
 
-ALTER TABLE datasets ADD COLUMN dropped INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE datasets ADD COLUMN facts TEXT NOT NULL DEFAULT '{}';
 
 CREATE TABLE memory_peaks (
     job_id TEXT NOT NULL PRIMARY KEY,
