@@ -6,15 +6,17 @@ Functions take a `Service`'s store, home and clock through their parameters; `en
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from engine import atomic, importing
-from engine.errors import Conflict, Fault, InvalidRequest, UnknownReference
-from engine.importing import Progress
+from engine import atomic, importing, inspection, process, rows
+from engine.errors import Conflict, Fault, InvalidData, InvalidRequest, UnknownReference
+from engine.importing import ImportedRows, Progress, silent
 from engine.paths import NAME_PATTERN, STARTER_MODEL, STARTER_ROWS, Home
 from store import Store, catalog, jobs, states
 from store.catalog import BaseModel, Dataset, Model
@@ -24,6 +26,8 @@ STARTER = "starter"
 # Fixed ids, so that a script's reference to the starter pair holds on every machine.
 STARTER_MODEL_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "fusion-tui/starter-model"))
 STARTER_DATASET_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "fusion-tui/starter-data"))
+
+SEQ_LEN_LEAST, SEQ_LEN_MOST = 16, 1_048_576  # as in `specs`, which brings pydantic
 
 AnyModel = BaseModel | Model
 Entry = TypeVar("Entry", BaseModel, Model, Dataset, AnyModel)
@@ -56,7 +60,9 @@ def find_model(db: Database, reference: str) -> AnyModel:
 
 def find_dataset(db: Database, reference: str) -> Dataset:
     """Return the dataset that `reference` names. Raises UnknownReference."""
-    return _pick(catalog.datasets(db), reference, "dataset", "Add one with: fusion-tui datasets add FILE --name NAME")
+    return _pick(
+        catalog.datasets(db), reference, "dataset", "Add one with: fusion-tui datasets add PATH_OR_HUB_ID --name NAME"
+    )
 
 
 def check_name(name: str) -> None:
@@ -65,6 +71,41 @@ def check_name(name: str) -> None:
         raise InvalidRequest(
             [Fault(("name",), f"'{name}' cannot be a name: use letters, digits, '.', '_' and '-', at most 100")]
         )
+
+
+def check_format(form: str | None) -> None:
+    """Raise InvalidRequest unless `form` names a shape of rows, or is None."""
+    if form is not None and form not in rows.SHAPES:
+        raise InvalidRequest([Fault(("format",), f"unknown format '{form}'; known: {', '.join(rows.SHAPES)}")])
+
+
+def _entry(dataset_id: str, name: str, found: ImportedRows, path: Path, *, source: str, now: float) -> Dataset:
+    return Dataset(
+        id=dataset_id,
+        name=name,
+        version=0,
+        format=found.format,
+        rows=found.rows,
+        shard_count=1,
+        bytes=found.bytes,
+        sha256=found.sha256,
+        path=str(path),
+        source=source,
+        status="ready",
+        created_at=now,
+        facts=found.facts,
+    )
+
+
+def need_text_to_learn(dataset: Dataset) -> None:
+    """Raise InvalidRequest where a dataset has rows that only compare or grade answers: a fine-tune imitates text."""
+    graded = [shape for shape in dataset.facts.get("shapes", [dataset.format]) if shape in rows.PREFERENCE]
+    if graded:
+        message = (
+            f"the dataset {dataset.name} has {graded[0]} rows, from which a fine-tune cannot learn. Give rows with a "
+            "text, messages, or a prompt and completion; rows that hold one of these too can be added with --format"
+        )
+        raise InvalidRequest([Fault(("dataset_id",), message)])
 
 
 def seed_starter(store: Store, now: float) -> None:
@@ -77,24 +118,11 @@ def seed_starter(store: Store, now: float) -> None:
     if not STARTER_MODEL.joinpath("config.json").exists() or not STARTER_ROWS.exists():
         return
     facts = importing.inspect_model(STARTER_MODEL)
-    data = importing.check_rows(STARTER_ROWS)
+    data = importing.survey(STARTER_ROWS)
     model = BaseModel(
         STARTER_MODEL_ID, facts.family, STARTER, 0, facts.params, facts.precision, str(STARTER_MODEL), "built in", now
     )
-    dataset = Dataset(
-        id=STARTER_DATASET_ID,
-        name=STARTER,
-        version=0,
-        format=data.format,
-        rows=data.rows,
-        shard_count=1,
-        bytes=data.bytes,
-        sha256=data.sha256,
-        path=str(STARTER_ROWS),
-        source="built in",
-        status="ready",
-        created_at=now,
-    )
+    dataset = _entry(STARTER_DATASET_ID, STARTER, data, STARTER_ROWS, source="built in", now=now)
     with store.write() as writer:
         # Looked at again under the write lock: another process may have been first.
         present = {row.id for row in catalog.base_models(writer)} | {row.id for row in catalog.datasets(writer)}
@@ -108,34 +136,79 @@ def seed_starter(store: Store, now: float) -> None:
             catalog.add_dataset(writer, dataset)
 
 
-def add_dataset(store: Store, home: Home, source: str, name: str, *, now: float, progress: Progress) -> Dataset:
-    """Import a file of rows as a new version of `name`. Raises InvalidData, NoSpace, InvalidRequest."""
+def add_dataset(
+    store: Store,
+    home: Home,
+    source: str,
+    name: str,
+    *,
+    form: str | None = None,
+    drop_bad: bool = False,
+    now: float,
+    progress: Progress,
+) -> Dataset:
+    """Import rows (a file, a folder or a hub name) as a new version of `name`; see `importing.survey`.
+
+    Raises InvalidData, NoSpace, InvalidRequest.
+    """
     check_name(name)
-    file = Path(source).expanduser().absolute()
-    facts = importing.check_rows(file, progress)
+    check_format(form)
+    path = Path(source).expanduser().absolute()
+    if not path.exists() and importing.is_hub_name(source):
+        path = importing.fetch_hub_rows(source, progress)
     dataset_id = str(uuid.uuid4())
-    progress("copying", None)
-    copy = importing.copy_rows(file, home.dataset(dataset_id), facts)
-    entry = Dataset(
-        id=dataset_id,
-        name=name,
-        version=0,
-        format=facts.format,
-        rows=facts.rows,
-        shard_count=1,
-        bytes=facts.bytes,
-        sha256=facts.sha256,
-        path=str(copy),
-        source=str(file),
-        status="ready",
-        created_at=now,
-    )
+    found, copy = importing.import_rows(path, home.dataset(dataset_id), form=form, drop_bad=drop_bad, progress=progress)
     try:
         with store.write() as db:
-            return catalog.add_dataset(db, entry)
+            return catalog.add_dataset(db, _entry(dataset_id, name, found, copy, source=str(path), now=now))
     except BaseException:
         atomic.remove_tree(home.dataset(dataset_id))
         raise
+
+
+def inspect_dataset(
+    home: Home,
+    dataset: Dataset,
+    model: AnyModel,
+    *,
+    python: str,
+    seq_len: int | None = None,
+    form: str | None = None,
+    progress: Progress = silent,
+    stopped: Callable[[], bool] = lambda: False,
+) -> inspection.Inspection:
+    """Ask the trainer how `model` will see `dataset`, in sequences of `seq_len` (None: a finetune's default).
+
+    `form` reads the rows as another format than the dataset's. `stopped` is asked several times a second whether to
+    give up. Raises InvalidRequest, InvalidData.
+    """
+    check_format(form)
+    if seq_len is not None and not SEQ_LEN_LEAST <= seq_len <= SEQ_LEN_MOST:
+        message = f"must be from {SEQ_LEN_LEAST} to {SEQ_LEN_MOST} (got {seq_len})"
+        raise InvalidRequest([Fault(("seq_len",), message)])
+    for kind, entry in (("dataset", dataset), ("model", model)):
+        if not Path(entry.path).exists():
+            raise InvalidData(f"The files of the {kind} {entry.name} are gone from {entry.path}. Add it again.")
+    request = inspection.Request(
+        dataset_path=dataset.path,
+        dataset_sha256=dataset.sha256,
+        format=form or dataset.format,
+        cache_path=str(home.tokens(dataset.id)),
+        model_path=model.path,
+        seq_len=seq_len,
+    )
+    progress("loading the trainer", None)
+    try:
+        answer = process.run_tool(
+            "engine.trainer.inspect",
+            [json.dumps(asdict(request))],
+            python=python,
+            tell=lambda text: progress(text, None),
+            stopped=stopped,
+        )
+    except RuntimeError as error:
+        raise InvalidData(f"The dataset {dataset.name} could not be inspected: {error}") from None
+    return inspection.read(answer, dataset.facts.get("files", []))
 
 
 def add_model(
@@ -184,5 +257,5 @@ def remove(store: Store, home: Home, entry: AnyModel | Dataset) -> None:
                 f"'{entry.name}' is in use by {', '.join(users)}. Cancel the run first, or wait for its end."
             )
         catalog.remove(db, entry)
-    for folder in (home.dataset(entry.id), home.model(entry.id)):
+    for folder in (home.dataset(entry.id), home.tokens(entry.id), home.model(entry.id)):
         atomic.remove_tree(folder)

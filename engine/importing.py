@@ -6,22 +6,31 @@ in the catalogue only after that, so a failed import leaves nothing behind.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import struct
+import time
+from array import array
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
-from engine import atomic, manifest, process, resources, rows
+from engine import atomic, process, resources, rows, sources
 from engine.errors import InvalidData
+from engine.sources import Record
 
 Progress = Callable[[str, float | None], None]
 FAULTS_SHOWN = 5
+FAULTS_KEPT = 20
+PROGRESS_EVERY = 2000  # rows
 HEADER_BYTES_AT_MOST = 100_000_000
+COPY = "rows.jsonl"
 
 
 def silent(what: str, share: float | None) -> None:
@@ -30,68 +39,149 @@ def silent(what: str, share: float | None) -> None:
 
 @dataclass(frozen=True)
 class ImportedRows:
-    """What an imported dataset holds; `shapes` counts rows by shape."""
+    """What an imported dataset holds.
+
+    `facts`: `characters` of all rows' own text; `p50`, `p95`, `p99`, `max` characters of a row; `shapes` with the
+    number of their rows; `dropped` rows with the first 20 `reasons`; of a folder its `files`, each with the line at
+    which it begins in the copy, and those `left_out`.
+    """
 
     rows: int
     bytes: int
     sha256: str
-    shapes: dict[str, int]
-
-    @property
-    def format(self) -> str:
-        """The shape of the rows, or `mixed`."""
-        return next(iter(self.shapes)) if len(self.shapes) == 1 else "mixed"
+    format: str
+    facts: dict[str, Any]
 
 
-def check_rows(path: Path, progress: Progress = silent) -> ImportedRows:
-    """Read a whole JSONL file. Raises InvalidData with the first faulty lines, or when there is no row."""
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise InvalidData(f"{path} {what}. Give a JSONL file: one JSON object a line.")
-    if not os.access(path, os.R_OK):
-        raise InvalidData(f"{path} cannot be read by this user. Check its permissions.")
-    total = path.stat().st_size
-    shapes: Counter[str] = Counter()
-    faults: list[str] = []
-    done = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            done += len(line)
-            try:
-                row = rows.parse(line, number)
-            except rows.RowError as error:
-                faults.append(str(error))
-                continue
-            if row:
-                shapes[row.shape] += 1
-            if number % 2000 == 0:
-                progress("reading rows", done / total)
-    if faults:
-        more = f" (and {len(faults) - FAULTS_SHOWN} more)" if len(faults) > FAULTS_SHOWN else ""
-        raise InvalidData(
-            f"{path.name}: {'; '.join(faults[:FAULTS_SHOWN])}{more}. Nothing was imported; mend these lines first."
+@dataclass
+class _Survey:
+    """Judges rows as they pass by, counts them, and writes the copy, in which a row keeps the line it came from."""
+
+    form: str | None
+    drop_bad: bool
+    copy: IO[bytes] | None = None
+    shapes: Counter[str] = field(default_factory=Counter)
+    lengths: array[int] = field(default_factory=lambda: array("Q"))
+    faults: list[str] = field(default_factory=list)
+    faulty: int = 0
+    size: int = 0  # bytes written
+    lines: int = 0  # whole lines written
+    ended: bool = True  # whether the last line written is whole
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def begin_file(self) -> int:
+        """Return the line of the copy at which the next file's rows begin."""
+        if not self.ended:
+            self._write(b"\n")
+        return self.lines + 1
+
+    def take(self, file: Path, record: Record, begins: int) -> None:
+        """Judge one record of `file`, whose first line is line `begins` of the copy, and copy it."""
+        try:
+            if record.fault:
+                raise rows.RowError(record.fault)
+            if record.raw:
+                row, line = rows.parse(record.raw, record.place, self.form), record.raw
+            else:
+                line = rows.to_line(record.fields)
+                row = rows.Row(record.place, rows.check(record.fields, self.form), record.fields)
+        except rows.RowError as error:
+            self.faulty += 1
+            if len(self.faults) < FAULTS_KEPT:
+                self.faults.append(f"{sources.where(file, record.place)}: {error.message}")
+            return
+        if row:
+            self.shapes[row.shape] += 1
+            self.lengths.append(rows.characters(row))
+        if self.drop_bad or not self.faulty:
+            # Blank lines stand for what was left out, so that a line number means the same in file and copy.
+            self._write(b"\n" * (begins + record.place - 2 - self.lines) + line)
+
+    def _write(self, data: bytes) -> None:
+        self.lines += data.count(b"\n")
+        self.ended = data.endswith(b"\n")
+        self.size += len(data)
+        self.digest.update(data)
+        if self.copy:
+            self.copy.write(data)
+
+    def result(self, source: Path, facts: dict[str, Any]) -> ImportedRows:
+        """Return what was found. Raises InvalidData where rows are bad, or none is left."""
+        first = "; ".join(self.faults[:FAULTS_SHOWN])
+        more = f" (and {self.faulty - FAULTS_SHOWN} more)" if self.faulty > FAULTS_SHOWN else ""
+        if self.faulty and not self.drop_bad:
+            raise InvalidData(
+                f"{first}{more}. Nothing was imported; mend these rows, or leave them out with --drop-bad "
+                "(in the API: drop_bad)."
+            )
+        if not self.shapes:
+            raise InvalidData(f"{source.name} has no rows{f' that can be used: {first}{more}' if first else ''}.")
+        lengths = sorted(self.lengths)
+        at = {f"p{share}": lengths[math.ceil(share / 100 * len(lengths)) - 1] for share in (50, 95, 99)}
+        sizes = {"characters": sum(lengths), **at, "max": lengths[-1], "shapes": dict(self.shapes)}
+        dropped = {"dropped": self.faulty, "reasons": self.faults}
+        shape = next(iter(self.shapes)) if len(self.shapes) == 1 else rows.MIXED
+        return ImportedRows(
+            len(lengths), self.size, self.digest.hexdigest(), self.form or shape, {**sizes, **dropped, **facts}
         )
-    if not shapes:
-        raise InvalidData(f"{path.name} has no rows. Give a JSONL file: one JSON object a line.")
-    return ImportedRows(sum(shapes.values()), total, manifest.file_sha256(path), dict(shapes))
 
 
-def copy_rows(source: Path, target: Path, wanted: ImportedRows) -> Path:
-    """Copy a checked file into the new directory `target` and return the copy's path."""
-    resources.need_space(target.parent, wanted.bytes, f"a copy of {source.name}")
+def survey(
+    source: Path,
+    copy: IO[bytes] | None = None,
+    *,
+    form: str | None = None,
+    drop_bad: bool = False,
+    progress: Progress = silent,
+) -> ImportedRows:
+    """Read every row of a file or folder; write them to `copy` as JSONL where one is given.
+
+    `form` is the shape that all rows must have; None: each row's own is detected. Raises InvalidData with the first
+    bad rows, unless `drop_bad`; in any case where a file cannot be read or no row is left.
+    """
+    files, left_out = sources.find(source)
+    for path in files:
+        if not os.access(path, os.R_OK):
+            raise InvalidData(f"{path} cannot be read by this user. Check its permissions.")
+    sizes = [path.stat().st_size for path in files]
+    total, done, count, begun = max(sum(sizes), 1), 0, 0, time.monotonic()
+    seen = _Survey(form, drop_bad, copy)
+    begins: list[list[Any]] = []
+    for path, size in zip(files, sizes, strict=True):
+        first = seen.begin_file()
+        begins.append([str(path.relative_to(source)) if source.is_dir() else path.name, first])
+        for record in sources.records(path):
+            seen.take(path, record, first)
+            count += 1
+            if count % PROGRESS_EVERY == 0:
+                rate = count / max(time.monotonic() - begun, 1e-6)
+                progress(f"reading rows: {count:,} ({rate:,.0f}/s)", min((done + record.share * size) / total, 1.0))
+        done += size
+    facts = {"files": begins, "left_out": [str(path.relative_to(source)) for path in left_out]}
+    return seen.result(source, facts if source.is_dir() else {})
+
+
+def import_rows(
+    source: Path, target: Path, *, form: str | None = None, drop_bad: bool = False, progress: Progress = silent
+) -> tuple[ImportedRows, Path]:
+    """Turn a file or folder of rows into one JSONL file in the new directory `target`; return facts and file.
+
+    A JSONL file without bad rows is copied byte for byte. Raises InvalidData, NoSpace.
+    """
+    files, _ = sources.find(source)
+    needed = sum(sources.bytes_expected(path) for path in files)
+    resources.need_space(target.parent, needed, f"a copy of {source.name}")
     staged = target.with_name(f".{target.name}.stage")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(mode=0o700)
     try:
-        copy = staged / "rows.jsonl"
-        shutil.copyfile(source, copy)
-        if manifest.file_sha256(copy) != wanted.sha256:
-            raise InvalidData(f"{source.name} changed while it was imported. Try again when nothing writes to it.")
+        with (staged / COPY).open("wb") as copy:
+            found = survey(source, copy, form=form, drop_bad=drop_bad, progress=progress)
         atomic.publish(staged, target)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
-    return target / "rows.jsonl"
+    return found, target / COPY
 
 
 @dataclass(frozen=True)
@@ -189,25 +279,48 @@ def convert_gguf(file: Path, target: Path, *, python: str, progress: Progress = 
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def fetch_hub(name: str, progress: Progress = silent) -> Path:
-    """Return the local snapshot of a hub model, downloading what the cache lacks. Raises InvalidData."""
+def _snapshot(name: str, kind: str, wanted: list[str], whole: Callable[[Path], bool], progress: Progress) -> Path:
+    """Return the local snapshot of a hub repository, downloading what the cache lacks. Raises InvalidData."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
     try:
-        cached = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        # A tokenizer that was fetched alone makes a snapshot too.
-        if (cached / "config.json").exists() and any(cached.glob("*.safetensors")):
+        cached = Path(snapshot_download(name, repo_type=kind, allow_patterns=wanted, local_files_only=True))
+        # A single file that was fetched alone makes a snapshot too.
+        if whole(cached):
             return cached
     except (LocalEntryNotFoundError, HfHubHTTPError, ValueError):
         pass
     progress(f"downloading {name}", None)
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, repo_type=kind, allow_patterns=wanted))
     except Exception as error:  # noqa: BLE001  (the hub's client raises what its transport raises)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = "folder or GGUF file" if kind == "model" else "file or folder"
         raise InvalidData(
-            f"'{name}' is no local folder or GGUF file, is not in the hub's local cache, and could not be downloaded "
+            f"'{name}' is no local {what}, is not in the hub's local cache, and could not be downloaded "
             f"({reason}). Check the spelling and the network."
         ) from None
+
+
+def fetch_hub(name: str, progress: Progress = silent) -> Path:
+    """Return the local snapshot of a hub model, downloading what the cache lacks. Raises InvalidData."""
+
+    def whole(folder: Path) -> bool:
+        return (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
+
+    return _snapshot(name, "model", ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"], whole, progress)
+
+
+def fetch_hub_rows(name: str, progress: Progress = silent) -> Path:
+    """Return the local snapshot of a hub dataset's files of rows, as `fetch_hub` does. Raises InvalidData."""
+
+    def whole(folder: Path) -> bool:
+        return any(path.suffix.lower() in sources.READERS for path in folder.rglob("*"))
+
+    return _snapshot(name, "dataset", [f"*{suffix}" for suffix in sources.READERS], whole, progress)
+
+
+def is_hub_name(source: str) -> bool:
+    """Say whether `source`, which is no local path, has the form of a hub name: owner/name."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source, re.ASCII)) and Path(source).suffix not in sources.READERS

@@ -1,154 +1,109 @@
 """From rows to packed token sequences, with a mask of what is trained.
 
 The rule: the order of training is a pure function of (seed, epoch, step); nothing is consumed, so resuming
-needs the step and nothing else. No row is lost in silence: a row that cannot be trained on stops the job.
+needs the step and nothing else. No row is lost in silence: a row that cannot be trained on stops the job, or is
+counted where the job asked to leave such rows out.
 """
 
 from __future__ import annotations
 
 import bisect
+import math
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine import rows
 from engine.rows import Row, RowError
-from engine.trainer.batch import IGNORED, Batch, Document, collate
+from engine.specs import FinetuneHyperparams
+from engine.trainer import documents, token_cache, tokens
+from engine.trainer.batch import Document
+from engine.trainer.documents import Documents, Packs
+from engine.trainer.tokens import Tokens
 
 VALIDATION_ROWS_AT_MOST = 500
+REASONS_SHOWN, LINES_SHOWN = 5, 5
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+Tell = Callable[[str], object]
+Rows = NDArray[np.int64]
+
 
 @dataclass(frozen=True)
-class Rendered:
-    """A row as text, with the spans of characters that are trained."""
+class Source:
+    """A dataset as a worker is told of it: the JSONL file, its SHA-256, the shape that all rows have (or `mixed`),
+    and the folder of its cached tokens, where they are kept."""
 
-    text: str
-    spans: list[tuple[int, int]]
-    special: bool  # whether the tokenizer adds its own beginning, and an end-of-text follows
+    path: Path
+    sha256: str = ""
+    format: str = rows.MIXED
+    cache: Path | None = None
 
+    @property
+    def form(self) -> str | None:
+        """The shape that all rows have; None: each row's own is detected."""
+        return None if self.format == rows.MIXED else self.format
 
-def render_chat(tokenizer: Any, messages: list[dict[str, Any]]) -> Rendered:
-    """Render a conversation with the tokenizer's own template and find what the assistant wrote in it.
+    def tokens(self, tokenizer: Any, tell: Tell, log: Tell) -> Tokens:
+        """Return all rows as tokens, kept ones where there are. `tell` hears how far it is, `log` what is worth a line.
 
-    The span of an answer is what the template adds for it: the difference between the text up to the answer (with
-    its generation prompt) and the text that includes it. Raises RowError where the template fails or rewrites
-    earlier turns, so that no such difference exists.
-    """
+        Raises ValueError for a tokenizer that cannot be used.
+        """
+        folder = (
+            self.cache / token_cache.key(tokenizer, data_sha256=self.sha256, form=self.form) if self.cache else None
+        )
+        return token_cache.through(
+            folder, lambda: tokens.tokenise(self.path, tokenizer, form=self.form, tell=tell), log
+        )
 
-    def apply(part: list[dict[str, Any]], *, prompt: bool = False) -> str:
-        try:
-            text: str = tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=prompt)
-        except Exception as error:  # noqa: BLE001  (templates are programs: they raise what they like)
-            raise RowError(f"the chat template refuses this conversation ({error})") from None
-        return text
-
-    def opening(text: str) -> str:
-        """Return what stands before the words of an assistant who speaks first: templates need not take no message."""
-        turn = [{"role": "user", "content": "?"}]
-        header = apply(turn, prompt=True)[len(apply(turn)) :]
-        return text[: text.index(header) + len(header)] if header in text else ""
-
-    whole = apply(messages)
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        after = apply(messages[: index + 1])
-        before = apply(messages[:index], prompt=True) if index else opening(after)
-        if not (after.startswith(before) and whole.startswith(after.rstrip())):
-            raise RowError("the chat template rewrites earlier turns, so the answers cannot be told from the context")
-        spans.append((len(before), len(after.rstrip())))
-    return Rendered(whole, spans, special=False)
+    def row(self, number: int, found: Tokens) -> Row:
+        """Return one row again, in a shape that is trained on. Raises RowError."""
+        line = int(found.lines[number])
+        with self.path.open("rb") as file:
+            file.seek(int(found.places[number]))
+            row = rows.parse(file.readline(), line, self.form)
+        if row is None:
+            raise RowError("is not there any more: the dataset's file was changed", line)
+        return rows.for_training(row)
 
 
-def render(tokenizer: Any, row: Row) -> Rendered:
-    """Return a row as text with its trained spans: answers of a chat, the completion, or the whole text."""
-    if row.shape == rows.MESSAGES:
-        return render_chat(tokenizer, row.fields["messages"])
-    if row.shape == rows.PROMPT_COMPLETION:
-        text = row.fields["prompt"] + row.fields["completion"]
-        return Rendered(text, [(len(row.fields["prompt"]), len(text))], special=True)
-    return Rendered(row.fields["text"], [(0, len(row.fields["text"]))], special=True)
-
-
-def tokenize(tokenizer: Any, rendered: Rendered) -> Document:
-    """Turn a rendered row into a document of any length."""
-    encoded = tokenizer(
-        rendered.text, add_special_tokens=rendered.special, return_offsets_mapping=True, return_attention_mask=False
-    )
-    ids: list[int] = list(encoded["input_ids"])
-    trained = [
-        start < end and any(start < stop and end > begin for begin, stop in rendered.spans)
-        for start, end in encoded["offset_mapping"]
-    ]
-    eos = tokenizer.eos_token_id
-    if rendered.special and eos is not None:
-        if ids and ids[-1] == eos:
-            trained[-1] = True
-        else:
-            ids.append(eos)
-            trained.append(True)
-    labels = [token if use else IGNORED for token, use in zip(ids, trained, strict=True)]
-    return Document(ids, labels)
-
-
-def _fit(document: Document, shape: str, seq_len: int) -> list[Document]:
-    """Cut a document to `seq_len`: text goes on in further documents, a conversation or prompt is truncated."""
-    if len(document.ids) <= seq_len:
-        return [document]
-    if shape != rows.TEXT:
-        return [Document(document.ids[:seq_len], document.labels[:seq_len], truncated=True)]
-    starts = range(0, len(document.ids), seq_len)
-    parts = [Document(document.ids[i : i + seq_len], document.labels[i : i + seq_len]) for i in starts]
-    return [part for part in parts if len(part.ids) > 1]
-
-
-def encode(tokenizer: Any, row: Row, seq_len: int) -> list[Document]:
-    """Return a row's documents, each at most `seq_len` tokens. Raises RowError, naming the row's line."""
-    try:
-        documents = _fit(tokenize(tokenizer, render(tokenizer, row)), row.shape, seq_len)
-    except RowError as error:
-        raise RowError(error.message, row.line) from None
-    # The first token has no context to be predicted from, so it never counts.
-    if not any(label != IGNORED for document in documents for label in document.labels[1:]):
-        cut = " after truncation to seq_len; raise seq_len" if any(doc.truncated for doc in documents) else ""
-        raise RowError(f"has no token to train on{cut}", row.line)
-    return documents
-
-
-def split(all_rows: Sequence[Row], fraction: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split(chosen: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Return (training rows, validation rows): a seeded sample of at least one row and at most 500 is held out.
 
     Raises RowError where there are fewer than two rows.
     """
-    if len(all_rows) < 2:
+    count = len(chosen)
+    if count < 2:
         raise RowError("the dataset has one row; two are needed, one to train on and one to evaluate on")
-    held_out = min(max(1, round(len(all_rows) * fraction)), VALIDATION_ROWS_AT_MOST, len(all_rows) - 1)
-    chosen = set(random.Random(seed).sample(range(len(all_rows)), held_out))  # noqa: S311  (a split, not a secret)
-    training = [row for index, row in enumerate(all_rows) if index not in chosen]
-    return training, [row for index, row in enumerate(all_rows) if index in chosen]
+    held_out = min(max(1, round(count * fraction)), VALIDATION_ROWS_AT_MOST, count - 1)
+    sample = random.Random(seed).sample(range(count), held_out)  # noqa: S311  (a split, not a secret)
+    held = np.zeros(count, np.bool_)
+    held[sample] = True
+    return chosen[~held], chosen[held]
 
 
-def pack(documents: Sequence[Document], seq_len: int) -> list[list[Document]]:
-    """Put documents into sequences of at most `seq_len` tokens: best fit, longest first."""
-    bins: list[list[Document]] = []
+def pack(sizes: Sequence[int], seq_len: int) -> list[list[int]]:
+    """Put documents of these sizes into sequences of at most `seq_len` tokens: best fit, longest first."""
+    bins: list[list[int]] = []
     open_bins: list[tuple[int, int]] = []  # (room left, index), sorted
-    for document in sorted(documents, key=lambda document: len(document.ids), reverse=True):
-        size = len(document.ids)
+    for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        size = sizes[number]
         place = bisect.bisect_left(open_bins, (size, -1))
         if place < len(open_bins):
             room, index = open_bins.pop(place)
         else:
             room, index = seq_len, len(bins)
             bins.append([])
-        bins[index].append(document)
+        bins[index].append(number)
         if room - size > 1:
             bisect.insort(open_bins, (room - size, index))
     return bins
@@ -156,45 +111,139 @@ def pack(documents: Sequence[Document], seq_len: int) -> list[list[Document]]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Everything to train and evaluate on, packed."""
+    """Everything to train and evaluate on, packed. `notices` say in words what came of the rows."""
 
-    training: list[list[Document]]
-    validation: list[list[Document]]
+    training: Packs
+    validation: Packs
     training_rows: int
     validation_rows: list[Row]
     truncated_rows: int
     training_tokens: int
     pad: int
+    dropped_rows: int = 0
+    notices: tuple[str, ...] = ()
 
     def sequences(self, first: int, count: int, seed: int) -> list[list[Document]]:
         """Return training sequences number `first` … `first + count - 1` of the endless, shuffled order."""
+        return [self.training[index] for index in self.order(first, count, seed)]
+
+    def order(self, first: int, count: int, seed: int) -> list[int]:
+        """Return which sequences stand at places `first` … `first + count - 1` of the endless, shuffled order."""
         size = len(self.training)
         wanted = range(first, first + count)
-        orders = {epoch: self._order(epoch, seed) for epoch in {index // size for index in wanted}}
-        return [self.training[orders[index // size][index % size]] for index in wanted]
+        epochs = {epoch: self._epoch(epoch, seed) for epoch in {index // size for index in wanted}}
+        return [epochs[index // size][index % size] for index in wanted]
 
-    def _order(self, epoch: int, seed: int) -> list[int]:
+    def _epoch(self, epoch: int, seed: int) -> list[int]:
         order = list(range(len(self.training)))
         random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311  (an order, not a secret)
         return order
 
-    def validation_batches(self, size: int) -> Iterator[Batch]:
-        """Yield the validation sequences in batches of `size`."""
-        for start in range(0, len(self.validation), size):
-            yield collate(self.validation[start : start + size], self.pad)
+
+def pad_id(tokenizer: Any) -> int:
+    """Return the token that fills a row of a batch; it is never looked at."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
 
 
-def load(path: Path, tokenizer: Any, *, seq_len: int, val_fraction: float, seed: int) -> Corpus:
-    """Read, split, tokenise and pack a dataset. Raises RowError, naming the line, at a row that cannot be used."""
-    training_rows, validation_rows = split(list(rows.read(path)), val_fraction, seed)
-    training = [document for row in training_rows for document in encode(tokenizer, row, seq_len)]
-    validation = [document for row in validation_rows for document in encode(tokenizer, row, seq_len)]
-    return Corpus(
-        training=pack(training, seq_len),
-        validation=pack(validation, seq_len),
-        training_rows=len(training_rows),
-        validation_rows=validation_rows,
-        truncated_rows=sum(document.truncated for document in [*training, *validation]),
-        training_tokens=sum(len(document.ids) for document in training),
-        pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0),
+def described(reasons: Sequence[tuple[str, Sequence[int]]]) -> str:
+    """Return in words what is wrong with which lines."""
+    parts = []
+    for reason, lines in reasons[:REASONS_SHOWN]:
+        named = ", ".join(str(line) for line in lines[:LINES_SHOWN])
+        more = f" and {len(lines) - LINES_SHOWN:,} more" if len(lines) > LINES_SHOWN else ""
+        parts.append(f"line{'s' * (len(lines) > 1)} {named}{more}: {reason}")
+    rest = sum(len(lines) for _, lines in reasons[REASONS_SHOWN:])
+    return "; ".join(parts) + (f"; and {rest:,} more" if rest else "")
+
+
+def refusal(fitted: Documents) -> RowError | None:
+    """Return why these rows stop a job that does not leave bad ones out; None where all are good."""
+    if not fitted.bad:
+        return None
+    total = len(fitted.tokens.ends)
+    if len(fitted.bad) == total:
+        return RowError(f"none of its {total:,} rows can be trained on: {described(fitted.reasons())}")
+    first, others = min(fitted.bad), len(fitted.bad) - 1
+    more = f" {others:,} more row{'s' * (others > 1)} cannot be used either." if others else ""
+    return RowError(
+        f"{fitted.bad[first]}.{more} Mend the data, or set drop_bad_rows to leave such rows out and count them",
+        int(fitted.tokens.lines[first]),
     )
+
+
+def truncation(fitted: Documents, seq_len: int) -> str:
+    """Return in words what truncation took away, with the seq_len that would not; empty where it took nothing."""
+    count = len(fitted.truncated)
+    if not count:
+        return ""
+    usable = np.setdiff1d(np.flatnonzero(~fitted.tokens.goes_on), list(fitted.bad))
+    sizes = np.sort(fitted.tokens.sizes[usable])
+    most = int(sizes[math.ceil(0.99 * len(sizes)) - 1])
+    lost = int((fitted.tokens.sizes[fitted.truncated] - seq_len).sum())
+    keeps = f"seq_len {int(sizes[-1])} would keep every row whole"
+    most_of_them = f", seq_len {most} all but one in a hundred" if seq_len < most < sizes[-1] else ""
+    return (
+        f"{count:,} row{'s' * (count > 1)} ({count / len(sizes):.1%}) longer than seq_len {seq_len} lost {lost:,} "
+        f"tokens at the end; {keeps}{most_of_them}."
+    )
+
+
+def _notices(fitted: Documents, corpus: Corpus, settings: FinetuneHyperparams) -> tuple[str, ...]:
+    count = len(corpus.training)
+    fill = corpus.training_tokens / (count * settings.seq_len)
+    kind = "packed sequences" if settings.packing else "sequences"
+    kept = (
+        f"{corpus.training_rows:,} rows to train on ({corpus.training_tokens:,} tokens in {count:,} {kind}, "
+        f"{fill:.0%} full), {len(corpus.validation_rows)} held out, {corpus.truncated_rows:,} truncated."
+    )
+    many = "rows are" if corpus.dropped_rows > 1 else "row is"
+    dropped = f"{corpus.dropped_rows:,} {many} left out: {described(fitted.reasons())}." if fitted.bad else ""
+    cut = fitted.tokens.thoughts_cut
+    thoughts = f"The chat template leaves out the reasoning of answers in {cut:,} row{'s' * (cut > 1)}." if cut else ""
+    return tuple(notice for notice in (kept, truncation(fitted, settings.seq_len), dropped, thoughts) if notice)
+
+
+def assemble(source: Source, fitted: Documents, settings: FinetuneHyperparams, pad: int) -> Corpus:
+    """Split and pack a dataset's good rows for one job. Raises RowError where they are fewer than two."""
+    found = fitted.tokens
+    good = np.setdiff1d(np.arange(len(found.ends)), list(fitted.bad))
+    training_rows, held_rows = split(good, settings.val_fraction, settings.seed)
+
+    def packed(chosen: Rows) -> tuple[Packs, int]:
+        numbers = fitted.of_rows(chosen)
+        sizes: list[int] = fitted.sizes[numbers].tolist()
+        places = pack(sizes, settings.seq_len) if settings.packing else [[place] for place in range(len(sizes))]
+        return Packs(fitted, [numbers[each].tolist() for each in places]), sum(sizes)
+
+    training, size = packed(training_rows)
+    corpus = Corpus(
+        training=training,
+        validation=packed(held_rows)[0],
+        training_rows=len(training_rows),
+        validation_rows=[source.row(number, found) for number in held_rows.tolist()],
+        truncated_rows=len(fitted.truncated),
+        training_tokens=size,
+        pad=pad,
+        dropped_rows=len(fitted.bad),
+    )
+    return replace(corpus, notices=_notices(fitted, corpus, settings))
+
+
+def _silent(_: str) -> None:
+    """Tell nobody."""
+
+
+def load(
+    source: Source, tokenizer: Any, settings: FinetuneHyperparams, *, tell: Tell = _silent, log: Tell = _silent
+) -> Corpus:
+    """Read, tokenise, cut, split and pack a dataset. `tell` hears how far it is, `log` what is worth keeping.
+
+    Raises RowError, naming the line, at a row that cannot be used, unless the settings leave such rows out; ValueError
+    for a tokenizer that cannot be used.
+    """
+    found = source.tokens(tokenizer, tell, log)
+    fitted = documents.fit(found, seq_len=settings.seq_len, everything=settings.loss_on == "all")
+    refused = refusal(fitted)
+    if refused and (not settings.drop_bad_rows or len(fitted.bad) == len(found.ends)):
+        raise refused
+    return assemble(source, fitted, settings, pad_id(tokenizer))

@@ -6,11 +6,16 @@ The rule: as in `fusion_models`: field names to the letter, and paths inside the
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine import service as rows
+from engine.inspection import BadRows, Bucket, Inspection, SequenceView
+from engine.service import AnyModel, Dataset
 from fusion_tui.api.fusion_models import Answer, Timestamp
+
+Format = Literal["messages", "sharegpt", "dpo", "prompt_completion", "alpaca", "grpo", "text"]
 
 
 class BaseModelEntry(Answer):
@@ -60,15 +65,64 @@ class DatasetEntry(Answer):
     created_at: Timestamp
     rows: int
     format: str
+    facts: dict[str, Any] = Field(
+        description="Counted at the import: characters of all rows and of a row, rows of each shape, rows left out."
+    )
 
 
 class NewDataset(BaseModel):
-    """A dataset to register: a JSONL file on this machine."""
+    """A dataset to register: a file of rows on this machine, or a folder of such files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str = Field(min_length=1, max_length=100, description="The same name again makes a new version.")
-    path: str = Field(pattern="^/", max_length=4096, description="Absolute path of the file; it is copied.")
+    path: str = Field(pattern="^/", max_length=4096, description="Absolute path of the file or folder; it is copied.")
+    format: Format | None = Field(None, description="The format that every row has; otherwise each row's is detected.")
+    drop_bad: bool = Field(False, description="Leave out rows that cannot be used, and count them.")
+
+
+class InspectionEntry(Answer):
+    """A dataset as a model will see it, with bad rows left out. Lengths are in tokens, of whole rows.
+
+    `stops` says why a job that leaves no bad row out would end at once; it is empty where it would not. `batch` is
+    what the model sees in step 1 with seed 0.
+    """
+
+    dataset_id: str
+    dataset: str
+    version: int
+    model_id: str
+    model: str
+    format: str
+    seq_len: int
+    rows: int
+    training_rows: int
+    held_out_rows: int
+    bad_rows: int
+    bad: list[BadRows]
+    stops: str
+    truncated_rows: int
+    truncated_share: float = Field(ge=0, le=1)
+    lost_tokens: int
+    tokens: int
+    trained_tokens: int
+    trained_share: float = Field(ge=0, le=1)
+    p50: int
+    p95: int
+    p99: int
+    max: int
+    histogram: list[Bucket]
+    sequences: int
+    fill: float
+    batch: list[SequenceView]
+    notices: list[str]
+
+    @classmethod
+    def of(cls, dataset: Dataset, model: AnyModel, found: Inspection) -> InspectionEntry:
+        """Translate what the trainer found."""
+        named = {"dataset_id": dataset.id, "dataset": dataset.name, "version": dataset.version}
+        shares = {"truncated_share": found.truncated_share, "trained_share": found.trained_share}
+        return cls.model_validate(asdict(found) | named | shares | {"model_id": model.id, "model": model.name})
 
 
 class KeyEntry(Answer):

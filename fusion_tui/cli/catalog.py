@@ -10,8 +10,12 @@ from typing import Any
 import click
 
 from engine import rows
+from engine.catalog import SEQ_LEN_LEAST, SEQ_LEN_MOST
+from engine.errors import InvalidData
+from engine.inspection import Inspection
 from engine.resources import size_text
-from engine.service import AnyModel, Dataset, Service, clean_text
+from engine.service import AnyModel, Dataset, Service
+from engine.text import clean_text
 from fusion_tui.api import fusion_entries as answers
 from fusion_tui.cli.output import Session, document, json_option, pass_session, progress, progress_done, say, table
 
@@ -89,36 +93,109 @@ def datasets(context: click.Context, *, as_json: bool) -> None:
 
 
 @datasets.command("add")
-@click.argument("source", metavar="PATH")
+@click.argument("source", metavar="PATH_OR_HUB_ID")
 @click.option("--name", required=True, help="Name in the catalogue; the same name again is a new version.")
+@click.option("--format", "form", type=click.Choice(list(rows.SHAPES)), help="The format of every row; else detected.")
+@click.option("--drop-bad", is_flag=True, help="Leave out rows that cannot be used, and say which.")
 @json_option
 @pass_session
-def add_dataset(session: Session, *, source: str, name: str, as_json: bool) -> None:
-    """Add a dataset: a JSONL file with rows of text, messages, or prompt and completion. It is copied."""
-    entry = session.service.add_dataset(source, name, progress)
+def add_dataset(session: Session, *, source: str, name: str, form: str | None, drop_bad: bool, as_json: bool) -> None:
+    """Add a dataset: a file of rows (JSONL, JSON, CSV, TSV, Parquet, plain text), a folder of these, or a hub name.
+
+    Rows are texts, messages, prompt and completion, Alpaca, ShareGPT, DPO or GRPO rows. They are copied.
+    """
+    entry = session.service.add_dataset(source, name, progress, form=form, drop_bad=drop_bad)
     progress_done()
     if as_json:
         document(answers.DatasetEntry.model_validate(vars(entry)).model_dump(mode="json"))
-    else:
-        say(f"Added {entry.name} (version {entry.version}): {entry.rows:,} rows of {entry.format}.")
+        return
+    count = f"{entry.rows:,} row{'s' * (entry.rows != 1)}"
+    say(f"Added {entry.name} (version {entry.version}): {count} of {_formats(entry)}.")
+    facts = entry.facts
+    if dropped := facts.get("dropped"):
+        more = f"; and {dropped - len(facts['reasons']):,} more" if dropped > len(facts["reasons"]) else ""
+        say(f"Left out {dropped:,} bad row{'s' * (dropped != 1)}: {'; '.join(facts['reasons'])}{more}.")
+    if left_out := facts.get("left_out"):
+        say(f"Read {len(facts['files']):,} files and left out: {', '.join(left_out)}.")
+
+
+def _formats(entry: Dataset) -> str:
+    """Return a dataset's format, of a mixed one how many rows have which."""
+    shapes = entry.facts.get("shapes", {})
+    return ", ".join(f"{shape} ({count:,})" for shape, count in shapes.items()) if len(shapes) > 1 else entry.format
 
 
 @datasets.command("inspect")
 @click.argument("reference", metavar="DATASET")
-@click.option("--rows", "count", type=click.IntRange(1, 1000), default=3, show_default=True, help="Rows to show.")
+@click.option("--model", help="Show the rows as this model will see them: the first batch with its mask.")
+@click.option("--seq-len", type=click.IntRange(SEQ_LEN_LEAST, SEQ_LEN_MOST), help="Tokens per sequence.")
+@click.option("--format", "form", type=click.Choice(list(rows.SHAPES)), help="Read every row as this format.")
+@click.option("--rows", "count", type=click.IntRange(1, 1000), default=3, help="Rows to show without a model; 3.")
 @json_option
 @pass_session
-def inspect(session: Session, *, reference: str, count: int, as_json: bool) -> None:
-    """Show what a dataset holds and its first rows."""
-    entry = session.service.dataset(reference)
-    first = list(islice(rows.read(Path(entry.path)), count))
+def inspect(
+    session: Session,
+    *,
+    reference: str,
+    model: str | None,
+    seq_len: int | None,
+    form: str | None,
+    count: int,
+    as_json: bool,
+) -> None:
+    """Show what a dataset holds: its first rows, or with --model what that model will see of it.
+
+    Ends with 1 where rows would stop a fine-tune, naming them.
+    """
+    service = session.service
+    entry = service.dataset(reference)
+    if model is None:
+        _show_rows(entry, list(islice(rows.read(Path(entry.path), form), count)), as_json)
+        return
+    chosen = service.model(model)
+    found = service.inspect_dataset(entry.id, chosen.id, seq_len=seq_len, form=form, progress=progress)
+    progress_done()
+    if as_json:
+        document(answers.InspectionEntry.of(entry, chosen, found).model_dump(mode="json"))
+    else:
+        _show_mask(f"{entry.name} version {entry.version} as {chosen.name} sees it", found)
+    if found.stops:
+        raise InvalidData(f"A fine-tune on {entry.name} would stop: {found.stops}.")
+
+
+def _show_rows(entry: Dataset, first: list[rows.Row], as_json: bool) -> None:
     if as_json:
         shown = answers.DatasetEntry.model_validate(vars(entry)).model_dump(mode="json")
-        document({**shown, "format": entry.format, "rows": entry.rows, "preview": [row.fields for row in first]})
+        document({**shown, "preview": [row.fields for row in first]})
         return
-    click.echo(f"{entry.name} version {entry.version}: {entry.rows:,} rows of {entry.format}, {size_text(entry.bytes)}")
+    size = size_text(entry.bytes)
+    click.echo(f"{entry.name} version {entry.version}: {entry.rows:,} rows of {_formats(entry)}, {size}")
+    if "characters" in entry.facts:
+        of_a_row = " · ".join(f"{name} {entry.facts[name]:,}" for name in ("p50", "p95", "p99", "max"))
+        click.echo(f"{entry.facts['characters']:,} characters; of a row: {of_a_row}")
     for row in first:
         click.echo(f"line {row.line}: {clean_text(json.dumps(row.fields, ensure_ascii=False))}")
+
+
+def _show_mask(title: str, found: Inspection) -> None:
+    """Print the mask view, with colours where stdout is a terminal that takes them."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from fusion_tui import mask
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text(clean_text(title), style="bold"))
+    for name, words in mask.summary(found):
+        console.print(Text.assemble((f"{name:<11}", "dim"), words))
+    if found.histogram:
+        console.print(Text("\nrow length in tokens", style="bold"))
+    for line in mask.histogram(found, min(console.width, 100)):
+        console.print(line)
+    if found.batch:
+        console.print(Text(f"\nfirst batch (step 1, seed 0):   {mask.LEGEND}", style="bold"))
+        for line in mask.batch(found, console.width):
+            console.print(line)
 
 
 @datasets.command("rm")
