@@ -47,3 +47,7 @@ class Conflict(EngineError):
 
 class NoSpace(EngineError):
     """The disk lacks room for what the request would write."""
+
+
+class Unsupported(EngineError):
+    """The request asks for what this device or this model does not have."""

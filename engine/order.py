@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import atomic
+from engine import atomic, rows
 
 ORDER = "order.json"
 JOURNAL = "journal.jsonl"
@@ -38,6 +38,8 @@ class Order:
     output_path: str
     checkpoint_roots: tuple[str, ...]  # this attempt's first, then the earlier ones', newest first
     keep_checkpoints: int = 2
+    dataset_format: str = rows.MIXED  # the shape that all rows have; mixed: each row's own is detected
+    cache_path: str = ""  # folder of the dataset's cached tokens; empty: none is kept
 
     def write(self, directory: Path) -> None:
         """Write the order into an attempt's directory."""

@@ -60,6 +60,7 @@ class FinetuneHyperparams(BaseModel):
     )
     early_stopping_min_delta: float = Field(1e-4, ge=0, le=10, description="What counts as better, in nats.")
     save_steps: int = Field(100, ge=1, description="Checkpoint every so many steps.")
+    torch_compile: bool = Field(False, description="Compile each decoder layer: a minute at the start, then faster.")
     deterministic: bool = Field(False, description="Bitwise repeatable on a card too, at some cost in speed.")
     output_name: str | None = Field(None, pattern=NAME_PATTERN, description="Name of the new model.")
 

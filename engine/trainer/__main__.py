@@ -13,7 +13,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from engine.errors import NoSpace
+from engine.errors import EngineError, NoSpace
 from engine.journal import JournalWriter
 from engine.order import GATE, JOURNAL, Order
 
@@ -45,8 +45,9 @@ def main(directory: Path) -> int:
 
     # Imported behind the gate: seconds of loading that a worker nobody knows must not spend.
     from engine.rows import RowError
-    from engine.trainer.loop import Diverged, StopFlag, Stopped
+    from engine.trainer.ladder import OutOfMemory, is_out_of_memory
     from engine.trainer.reporter import Reporter
+    from engine.trainer.run import Diverged, StopFlag, Stopped
 
     stop = StopFlag()
     stop.install()
@@ -69,9 +70,13 @@ def main(directory: Path) -> int:
         reporter.end("failed", f"Dataset {order.dataset_name}, {error}", "data")
     except Diverged as error:
         reporter.end("failed", str(error)[:1].upper() + str(error)[1:], "nan")
+    except OutOfMemory as error:
+        reporter.end("failed", str(error)[:1].upper() + str(error)[1:], "oom")
     except NoSpace as error:
         ballast.unlink(missing_ok=True)
         reporter.end("preempted", str(error), "disk_full")
+    except EngineError as error:
+        reporter.end("failed", str(error), "unsupported")
     except Exception as error:  # noqa: BLE001  (the edge of the process: everything is recorded here)
         # safetensors tells of the system's errors in words alone.
         if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
@@ -79,7 +84,7 @@ def main(directory: Path) -> int:
             reporter.end("preempted", "No space left on the disk.", "disk_full")
             return 0
         reporter.log(traceback.format_exc(), "error")
-        reporter.end("failed", explain(error), "error")
+        reporter.end("failed", explain(error), "oom" if is_out_of_memory(error) else "error")
     else:
         reporter.end("completed")
     return 0

@@ -22,6 +22,10 @@ from engine import atomic, manifest, resources
 from engine.errors import NoSpace
 from engine.manifest import Damaged
 from engine.trainer import device as devices
+from engine.trainer import optimizer as optimizers
+from engine.trainer.guard import Guard
+from engine.trainer.ladder import Rung
+from engine.trainer.optimizer import trained_parameters
 
 STATE = "state.json"
 
@@ -30,32 +34,40 @@ STATE = "state.json"
 class LoopState:
     """Where training stands; with weights, optimiser and random states, all that resuming needs.
 
-    `step` optimiser steps are done; `tokens` without padding; `seconds` on the device over all attempts;
-    `best_loss` is the lowest evaluation loss at a checkpoint so far, that of `best_step`.
+    `step` optimiser steps are done, `skipped` of them without an update; `tokens` without padding; `seconds` on the
+    device over all attempts; `rung` is where on the ladder down from an out-of-memory the run stands; `lr_scale`
+    multiplies the learning rate; `best_loss` is the lowest evaluation loss at a checkpoint so far, that of `best_step`;
+    `stale` counts the evaluations since the lowest loss of all, `lowest`.
     """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    skipped: int = 0
+    rung: Rung = field(default_factory=lambda: Rung(0, "none"))
+    lr_scale: float = 1.0
+    loss_scale: float = 1.0
+    guard: Guard = field(default_factory=Guard)
     baseline_loss: float | None = None
     train_loss: float | None = None
     eval_loss: float | None = None
     best_loss: float | None = None
     best_step: int = 0
+    lowest: float | None = None
+    stale: int = 0
+    curve: list[tuple[int, float]] = field(default_factory=list)
     samples: dict[str, str] = field(default_factory=dict)
 
-
-def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Return the parameters that learn, by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}//{key}": torch.as_tensor(value).detach().cpu().contiguous()
-        for name, parameter in trained_parameters(model).items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
+    @classmethod
+    def read(cls, path: Path) -> LoopState:
+        """Read what `save` wrote. Raises OSError, ValueError."""
+        fields = json.loads(path.read_text())
+        # What a checkpoint of an earlier version does not have, begins anew.
+        for name, kind in (("rung", Rung), ("guard", Guard)):
+            if name in fields:
+                fields[name] = kind(**fields[name])
+        fields["curve"] = [(step, loss) for step, loss in fields.get("curve", [])]
+        return cls(**fields)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -78,7 +90,7 @@ def save(
     if final.exists():
         return final
     weights = {name: value.detach().cpu().contiguous() for name, value in trained_parameters(model).items()}
-    moments = _optimizer_tensors(model, optimizer)
+    moments = optimizers.state_tensors(model, optimizer)
     random_states = devices.rng_state(next(model.parameters()).device)
     size = sum(tensor.numel() * tensor.element_size() for tensor in [*weights.values(), *moments.values()])
     resources.need_space(root, size, f"the checkpoint of step {state.step}")
@@ -115,9 +127,13 @@ def published(roots: Sequence[Path]) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def newest_good(roots: Sequence[Path], on_damage: Callable[[Path, Damaged], None]) -> Path | None:
-    """Return the newest checkpoint whose every file is as published; set aside the damaged ones before it."""
+def newest_good(
+    roots: Sequence[Path], on_damage: Callable[[Path, Damaged], None], *, step: int | None = None
+) -> Path | None:
+    """Return the newest checkpoint (of one step) whose every file is as published; set aside the damaged ones."""
     for directory in published(roots):
+        if step is not None and step_of(directory) != step:
+            continue
         try:
             manifest.verify(directory)
             return directory
@@ -132,19 +148,12 @@ def restore(directory: Path, model: torch.nn.Module, optimizer: torch.optim.Opti
     weights = load_file(directory / "weights.safetensors")
     if weights.keys() != parameters.keys():
         raise ValueError(f"{directory} holds other weights than this job trains")
-    moments = load_file(directory / "optimizer.safetensors")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    for name, parameter in parameters.items():
-        stored = {key.split("//")[1]: value for key, value in moments.items() if key.split("//")[0] == name}
-        # AdamW keeps its step count on the CPU unless it is fused or capturable, where it lies with the weights.
-        where = dict.fromkeys(stored, parameter.device)
-        if "step" in stored and not optimizer.defaults.get("fused"):
-            where["step"] = torch.device("cpu")
-        optimizer.state[parameter] = {key: value.to(where[key]) for key, value in stored.items()}
+    optimizers.restore(model, optimizer, load_file(directory / "optimizer.safetensors"))
     devices.set_rng_state(next(model.parameters()).device, load_file(directory / "random.safetensors"))
-    return LoopState(**json.loads((directory / STATE).read_text()))
+    return LoopState.read(directory / STATE)
 
 
 def prune(roots: Sequence[Path], *, keep: int, best_step: int) -> list[int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+
 import psutil
 import torch
 
@@ -33,14 +36,43 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype in which frozen weights are held and matrices are multiplied."""
-    return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    """Return the dtype in which matrices are multiplied: bf16 where it is a gain, fp16 on older cards, else fp32."""
+    if has_fast_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def multiplied_in(model: torch.nn.Module, device: torch.device) -> torch.dtype:
+    """Return the dtype in which `model` multiplies: that of its weights, or of the device where they learn in fp32."""
+    held = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    return compute_dtype(device) if held == torch.float32 else held
 
 
 def autocast(model: torch.nn.Module, device: torch.device) -> torch.autocast:
-    """Return the context in which `model` multiplies in bf16 where its weights are kept in fp32 to learn."""
-    learns_in_fp32 = next(model.parameters()).dtype == torch.float32
-    return torch.autocast(device.type, torch.bfloat16, enabled=learns_in_fp32 and has_fast_bf16(device))
+    """Return the context in which `model` multiplies in 16 bits where its weights are kept in fp32 to learn."""
+    held = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    dtype = compute_dtype(device)
+    return torch.autocast(device.type, dtype, enabled=held == torch.float32 and dtype != torch.float32)
+
+
+def loss_scale(model: torch.nn.Module, device: torch.device) -> float:
+    """Return what to multiply the loss by at first: fp16 lacks digits for small gradients, other types do not."""
+    return 2.0**14 if multiplied_in(model, device) == torch.float16 else 1.0
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back to the device what this process holds and does not use."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def be_deterministic() -> None:
+    """Make every kernel repeat its result bit for bit, at some cost in speed; call it before the card is used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def memory_gb(device: torch.device) -> float:

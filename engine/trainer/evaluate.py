@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from engine import rows
 from engine.rows import Row
-from engine.trainer import device as devices
-from engine.trainer.batch import IGNORED, Batch
+from engine.trainer.batch import Document
+from engine.trainer.objective import Objective
 
 SAMPLE_TOKENS = 48
 
 
-def summed_loss(model: Any, batch: Batch, device: torch.device) -> torch.Tensor:
-    """Return the cross-entropy in nats, summed over the batch's targets.
-
-    The head is applied only where some sequence has a target, so the logits of context and padding are never made.
-    """
-    ids = batch.input_ids.to(device)
-    positions = batch.position_ids.to(device)
-    # The token at position t is predicted by the hidden state at t - 1.
-    targets = batch.labels[:, 1:].to(device)
-    kept = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    with devices.autocast(model, device):
-        logits = model(input_ids=ids, position_ids=positions, logits_to_keep=kept, use_cache=False).logits
-    chosen = targets[:, kept]
-    return functional.cross_entropy(
-        logits.float().reshape(-1, logits.shape[-1]), chosen.reshape(-1), ignore_index=IGNORED, reduction="sum"
-    )
-
-
 @torch.no_grad()
-def mean_loss(model: Any, batches: Iterable[Batch], device: torch.device) -> float:
-    """Return the mean cross-entropy per target token in nats; its exponential is the perplexity."""
-    training = model.training
-    model.eval()
+def mean_loss(objective: Objective, sequences: Sequence[list[Document]], size: int) -> float:
+    """Return the mean cross-entropy per target token in nats, `size` sequences at a time; exp of it is perplexity."""
+    training = objective.model.training
+    objective.model.eval()
     total, count = 0.0, 0
-    for batch in batches:
-        total += float(summed_loss(model, batch, device))
-        count += batch.targets
-    model.train(training)
+    for start in range(0, len(sequences), size):
+        batch = objective.collate(sequences[start : start + size])
+        total += float(objective.summed(batch))
+        count += batch.target_count
+    objective.model.train(training)
     return total / max(count, 1)
 
 

@@ -1,76 +1,69 @@
-"""The finetune job: load, adapt with LoRA (or train every weight), judge before and after, publish the model.
-
-LoRA: Hu et al. 2021, arXiv 2106.09685. Adapters sit on every linear layer but the head.
-"""
+"""The finetune job: load, adapt with LoRA (or train every weight), judge before and after, publish the model."""
 
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from engine import atomic, manifest, resources
 from engine.order import Order
 from engine.specs import FinetuneHyperparams
-from engine.trainer import data, evaluate, loop, models
+from engine.trainer import data, evaluate, kernels, loop, lora, models, optimizer
 from engine.trainer import device as devices
-from engine.trainer.checkpoint import LoopState, trained_parameters
+from engine.trainer.checkpoint import LoopState
 from engine.trainer.data import Corpus
-from engine.trainer.loop import Run, StopFlag
+from engine.trainer.objective import FLAT, Objective
+from engine.trainer.optimizer import trained_parameters
+from engine.trainer.peak import Peak
+from engine.trainer.publish import publish
 from engine.trainer.reporter import Reporter
+from engine.trainer.run import Run, StopFlag
 
 
-def add_adapters(model: Any, settings: FinetuneHyperparams) -> Any:
-    """Freeze `model` and put an adapter on each of its linear layers."""
-    # Imported late: it takes longer than torch and transformers together, and a full fine-tune needs none of it.
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, config)
-
-
-def prepare(order: Order, settings: FinetuneHyperparams, reporter: Reporter) -> tuple[Any, Any, Corpus, torch.device]:
-    """Return (model on the device, tokenizer, corpus, device). Raises what loading raises."""
+def prepare(order: Order, settings: FinetuneHyperparams, reporter: Reporter) -> tuple[Objective, Any, Corpus, int]:
+    """Return (objective with the model on its device, tokenizer, corpus, parameters). Raises what loading raises."""
+    if settings.deterministic:
+        devices.be_deterministic()
     device = devices.select(order.device)
     tokenizer = models.load_tokenizer(Path(order.model_path))
     if models.ensure_chat_template(tokenizer):
         reporter.log(f"{order.model_name} has no chat template; ChatML is used and saved with the model.")
     reporter.state("staging", "reading the dataset")
-    corpus = data.load(
+    source = data.Source(
         Path(order.dataset_path),
-        tokenizer,
-        seq_len=settings.seq_len,
-        val_fraction=settings.val_fraction,
-        seed=settings.seed,
+        order.dataset_sha256,
+        order.dataset_format,
+        Path(order.cache_path) if order.cache_path else None,
     )
-    fill = corpus.training_tokens / (len(corpus.training) * settings.seq_len)
-    reporter.log(
-        f"{corpus.training_rows} rows to train on ({corpus.training_tokens:,} tokens in {len(corpus.training)} packed "
-        f"sequences, {fill:.0%} full), {len(corpus.validation_rows)} held out, {corpus.truncated_rows} truncated."
-    )
+    corpus = data.load(source, tokenizer, settings, tell=reporter.activity, log=reporter.log)
+    for notice in corpus.notices:
+        reporter.log(notice)
     reporter.activity("loading the model")
-    # Weights that learn are kept in fp32: bf16 has too few digits for small updates to add up.
-    dtype = torch.float32 if settings.training_type == "full" else devices.compute_dtype(device)
-    model = models.load_model(Path(order.model_path), dtype)
+    folder, dtype = Path(order.model_path), devices.compute_dtype(device)
     torch.manual_seed(settings.seed)
+    if settings.training_type == "full":
+        # Weights that learn are kept in fp32: 16 bits have too few digits for small updates to add up.
+        model = models.load_model(folder, torch.float32).to(device)
+    elif settings.load_in_4bit:
+        model = models.load_4bit(folder, dtype, device)
+    else:
+        model = models.load_model(folder, dtype).to(device)
+    told = [kernels.liger(model, device)]
+    size, held = model.num_parameters(), "4 bits" if settings.load_in_4bit else str(model.dtype).removeprefix("torch.")
     if settings.training_type == "lora":
-        model = add_adapters(model, settings)
-    model.to(device)
+        model = lora.add_adapters(model, settings).to(device)
     learning = sum(parameter.numel() for parameter in trained_parameters(model).values())
-    reporter.log(
-        f"{order.model_name}: {models.count_parameters(model):,} parameters in {str(dtype).removeprefix('torch.')} "
-        f"on {device}, {learning:,} of them learn."
-    )
-    return model, tokenizer, corpus, device
+    reporter.log(f"{order.model_name}: {size:,} parameters in {held} on {device}; {learning:,} learn.")
+    objective = Objective.of(model, device, corpus.pad, corpus.validation[0], noise=settings.neftune_alpha)
+    if settings.torch_compile:
+        told.append(kernels.compile_layers(model))
+    for text in filter(None, told):
+        reporter.log(text)
+    if objective.layout != FLAT or not objective.direct:
+        reporter.log("This architecture is trained through its own forward pass: right, but slower than others.")
+    return objective, tokenizer, corpus, size
 
 
 def judge_baseline(run: Run, tokenizer: Any, state: LoopState) -> None:
@@ -98,79 +91,27 @@ def result_of(run: Run, state: LoopState, params: int) -> dict[str, Any]:
         "function_preservation": None,
         "gpu_seconds": state.seconds,
         "tokens_processed": state.tokens,
+        "steps": state.step,
+        "skipped_steps": state.skipped,
         "truncated_rows": run.corpus.truncated_rows,
+        "dropped_rows": run.corpus.dropped_rows,
         "rows_trained": run.corpus.training_rows,
         "rows_held_out": len(run.corpus.validation_rows),
         **state.samples,
     }
 
 
-def publish(order: Order, run: Run, tokenizer: Any, state: LoopState) -> dict[str, Any]:
-    """Write adapter, merged model and card, publish them by one rename, and return the result."""
-    final = Path(order.output_path)
-    # Those of attempts that died while they wrote are of no use to anyone.
-    for left in final.parent.glob(f".{final.name}.stage-*"):
-        shutil.rmtree(left, ignore_errors=True)
-    staged = final.with_name(f".{final.name}.stage-{order.fence}")
-    try:
-        return _publish(order, run, tokenizer, state, staged)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-
-
-def _publish(order: Order, run: Run, tokenizer: Any, state: LoopState, staged: Path) -> dict[str, Any]:
-    final, model = Path(order.output_path), run.model
-    size = 2 * models.count_parameters(model)
-    resources.need_space(final.parent, size, f"the model {order.output_name}")
-    staged.mkdir(mode=0o700, parents=True)
-    dtype = models.sixteen_bits(model, next(run.corpus.validation_batches(1)), run.device)
-    if run.settings.training_type == "lora":
-        model.save_pretrained(staged / "adapter", safe_serialization=True)
-        # Merged in fp32 onto the unquantised base, then rounded once: added up in bf16, small updates vanish.
-        model = model.to("cpu", torch.float32).merge_and_unload()
-    params = models.count_parameters(model)
-    result = result_of(run, state, params)
-    models.save(model, tokenizer, staged, dtype)
-    facts = {
-        "type": order.type,
-        "job_id": order.job_id,
-        "base_model": order.model_name,
-        "dataset": order.dataset_name,
-        "dataset_sha256": order.dataset_sha256,
-        "hyperparams": order.hyperparams,
-        "versions": models.versions(),
-        "result": result,
-    }
-    models.write_card(staged, title=order.output_name, facts=facts)
-    manifest.seal(staged, {"job_id": order.job_id, "params": params})
-    if final.exists():
-        # An earlier attempt died between publishing and saying so; this one made the same model.
-        atomic.remove_tree(final)
-    atomic.publish(staged, final)
-    run.reporter.model(
-        {
-            "id": order.output_id,
-            "name": order.output_name,
-            "family": model.config.model_type,
-            "params": params,
-            "precision": "fp16" if dtype == torch.float16 else "bf16",
-            "path": str(final),
-        }
-    )
-    return result
-
-
 def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     """Carry out a finetune order from start or newest checkpoint to the published model."""
     settings = FinetuneHyperparams.model_validate(order.hyperparams)
-    model, tokenizer, corpus, device = prepare(order, settings, reporter)
+    objective, tokenizer, corpus, params = prepare(order, settings, reporter)
+    peak = Peak(objective.device)
+    peak.passed("loading")
     run = Run(
-        model=model,
-        optimizer=loop.make_optimizer(model, settings, device),
+        objective=objective,
+        optimizer=optimizer.make(objective.model, settings, objective.device),
         corpus=corpus,
         settings=settings,
-        device=device,
         roots=tuple(Path(root) for root in order.checkpoint_roots),
         keep_checkpoints=order.keep_checkpoints,
         reporter=reporter,
@@ -178,11 +119,20 @@ def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     )
     reporter.state("running", "training")
     state = loop.resume(run)
+    loop.begin(run, state)
     judge_baseline(run, tokenizer, state)
-    loop.train(run, state)
+    peak.passed("evaluation")
+    began = state.step
+    state = loop.take_best(run, loop.train(run, state))
+    peak.passed("training")
     reporter.activity("writing a sample")
     _, prompt = evaluate.sample_prompt(tokenizer, corpus.validation_rows[0])
-    state.samples["sample_after"] = evaluate.sample(run.model, tokenizer, prompt, device)
+    state.samples["sample_after"] = evaluate.sample(run.model, tokenizer, prompt, run.device)
     reporter.state("uploading", "writing the finished model")
-    result = publish(order, run, tokenizer, state)
+    result = result_of(run, state, params)
+    publish(order, run, tokenizer, result, state.curve)
+    peak.passed("publishing")
+    if state.step > began:
+        # A run that was resumed after its last step knows nothing of the memory that its steps took.
+        reporter.memory(peak.bytes, peak.phase)
     reporter.result(result)

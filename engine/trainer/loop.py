@@ -7,102 +7,20 @@ killed and resumed gives the losses of one that was not, bit for bit on the CPU.
 from __future__ import annotations
 
 import math
-import signal
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from engine import atomic
 from engine.specs import FinetuneHyperparams
-from engine.trainer import checkpoint, evaluate
+from engine.trainer import checkpoint, evaluate, guard, ladder, models
 from engine.trainer import device as devices
-from engine.trainer.batch import collate
 from engine.trainer.checkpoint import LoopState
-from engine.trainer.data import Corpus
-from engine.trainer.reporter import Reporter
+from engine.trainer.ladder import Rung
+from engine.trainer.run import Diverged, Run, Stopped
 from engine.trainer.schedule import learning_rate
-
-
-class StopFlag:
-    """Set by the first TERM or INT; the loop finishes its step and saves. A second signal ends the process."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def install(self) -> None:
-        """Take over the signals of this process; a hang-up of some terminal is nothing to a worker."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        if self.requested:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.requested = True
-
-
-class Stopped(Exception):
-    """The loop ended early because it was asked to; its state is saved."""
-
-
-class Diverged(Exception):
-    """The loss is no number any more."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the loop works with. `roots` are the checkpoint directories, this attempt's own first."""
-
-    model: Any
-    optimizer: torch.optim.Optimizer
-    corpus: Corpus
-    settings: FinetuneHyperparams
-    device: torch.device
-    roots: tuple[Path, ...]
-    keep_checkpoints: int
-    reporter: Reporter
-    stop: StopFlag
-
-
-def make_optimizer(model: torch.nn.Module, settings: FinetuneHyperparams, device: torch.device) -> torch.optim.AdamW:
-    """Return AdamW over the parameters that learn; norms and biases are not decayed."""
-    parameters = checkpoint.trained_parameters(model).values()
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.999), fused=device.type in ("cuda", "cpu"))
-
-
-def train_step(run: Run, step: int) -> tuple[float, float, int]:
-    """Do optimiser step number `step`; return (mean loss per target token, gradient norm, tokens without padding)."""
-    settings, size = run.settings, run.settings.batch_size * run.settings.grad_accum
-    sequences = run.corpus.sequences((step - 1) * size, size, settings.seed)
-    starts = range(0, size, settings.batch_size)
-    batches = [collate(sequences[start : start + settings.batch_size], run.corpus.pad) for start in starts]
-    targets = sum(batch.targets for batch in batches)
-    total = 0.0
-    for batch in batches:
-        # Divided by the targets of the whole step, so that accumulation does not change what is minimised.
-        loss = evaluate.summed_loss(run.model, batch, run.device) / targets
-        loss.backward()
-        total += float(loss.detach())
-    norm = torch.nn.utils.clip_grad_norm_(
-        checkpoint.trained_parameters(run.model).values(), settings.max_grad_norm, error_if_nonfinite=False
-    )
-    if not math.isfinite(total) or not math.isfinite(float(norm)):
-        raise Diverged(
-            f"the loss is {total} at step {step}: training diverged. Lower lr (now {settings.lr:g}); "
-            "the checkpoints before this step are kept."
-        )
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    return total, float(norm), sum(batch.tokens for batch in batches)
+from engine.trainer.step import Step, climb_down, probe, train_step
 
 
 def save(run: Run, state: LoopState, lr: float) -> None:
@@ -129,67 +47,171 @@ def save(run: Run, state: LoopState, lr: float) -> None:
 def evaluate_now(run: Run, state: LoopState, activity: str) -> dict[str, Any]:
     """Measure the held-out loss into `state`; return its telemetry point."""
     run.reporter.activity(activity)
-    loss = evaluate.mean_loss(run.model, run.corpus.validation_batches(run.settings.batch_size), run.device)
+    while True:
+        try:
+            loss = evaluate.mean_loss(run.objective, run.corpus.validation, state.rung.batch_size)
+            break
+        except Exception as error:
+            if not ladder.is_out_of_memory(error):
+                raise
+            reason = ladder.reason(error)
+        devices.free_memory(run.device)
+        climb_down(run, state, state.step, reason)
     if not math.isfinite(loss):
         raise Diverged(f"the held-out loss is {loss} at step {state.step}: the model's weights are no use any more.")
     state.eval_loss = loss
+    state.curve.append((state.step, loss))
     run.reporter.activity("training")
     return {"step": state.step, "phase": "eval", "ts": time.time(), "loss": loss, "tokens": state.tokens}
 
 
-def train(run: Run, state: LoopState) -> None:
+def improved(run: Run, state: LoopState) -> bool:
+    """Take note of the newest held-out loss for early stopping; say whether it is the lowest so far."""
+    if state.eval_loss is None:
+        return False
+    better = state.lowest is None or state.eval_loss < state.lowest - run.settings.early_stopping_min_delta
+    state.lowest = state.eval_loss if better else state.lowest
+    state.stale = 0 if better else state.stale + 1
+    return better
+
+
+def skip(run: Run, state: LoopState, step: int, done: Step) -> LoopState:
+    """Record a step that was skipped; return the state to go on from: an earlier one after too many no-numbers.
+
+    Raises Diverged where that was tried before, or there is nothing to go back to.
+    """
+    state.skipped += 1
+    facts = {"step": step, "loss": _json_number(done.loss), "grad_norm": _json_number(done.norm), "why": done.verdict}
+    run.reporter.event("spike", **facts)
+    words = "is no number" if done.verdict == "nan" else "stands out"
+    run.reporter.log(f"Step {step} skipped: loss {done.loss:.4g}, gradient norm {done.norm:.4g} {words}.", "warning")
+    if done.verdict == "nan" and state.loss_scale > 1 and math.isfinite(done.loss):
+        # Gradients in fp16 overflow though the loss does not; a smaller scale is all they need.
+        state.loss_scale = max(1.0, state.loss_scale / 2)
+        state.guard.no_numbers = 0
+    if not state.guard.hopeless:
+        return state
+    trouble = f"the loss or its gradient was no number {guard.NO_NUMBERS_AT_MOST} times in a row, up to step {step}"
+    remedy = f"Lower lr (now {run.settings.lr * state.lr_scale:g}) and retry; the checkpoints before are kept."
+    if state.lr_scale < 1:
+        raise Diverged(f"{trouble}, also at half the learning rate: training diverged. {remedy}")
+    directory = checkpoint.newest_good(run.roots, _set_aside(run))
+    if directory is None:
+        raise Diverged(f"{trouble}, before there was a checkpoint to go back to. {remedy}")
+    earlier = checkpoint.restore(directory, run.model, run.optimizer)
+    earlier.lr_scale = state.lr_scale / 2
+    # What was learned of the device on the way holds on.
+    earlier.rung, earlier.loss_scale, earlier.seconds = state.rung, state.loss_scale, state.seconds
+    run.reporter.resume(earlier.step)
+    run.reporter.event("rollback", step=earlier.step, lr_scale=earlier.lr_scale)
+    run.reporter.log(f"{trouble}: back to the checkpoint of step {earlier.step}, with half the learning rate.", "error")
+    return earlier
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+def begin(run: Run, state: LoopState) -> None:
+    """Bring the model to where a fresh or restored state stands."""
+    if state.rung.batch_size == 0:
+        state.rung = Rung(run.settings.batch_size, run.settings.gradient_checkpointing)
+        state.loss_scale = devices.loss_scale(run.model, run.device)
+    models.set_checkpointing(run.model, state.rung.gradient_checkpointing)
+    run.model.train()
+
+
+def has_enough(run: Run, state: LoopState) -> bool:
+    """Say whether early stopping ends the run here."""
+    return 0 < run.settings.early_stopping_patience <= state.stale
+
+
+def train(run: Run, state: LoopState) -> LoopState:
     """Train from `state.step` to the last step, with telemetry, evaluation and checkpoints on the way.
 
-    Raises Stopped after saving, when asked to stop; Diverged; NoSpace.
+    Returns the state at the end, which early stopping may bring about. Raises Stopped after saving, when asked to
+    stop; Diverged; OutOfMemory; NoSpace.
     """
     settings, begun = run.settings, time.monotonic()
-    before, first = state.seconds, state.step
-    run.model.train()
-    while state.step < settings.steps:
+    before, first, saved = state.seconds, state.step, 0.0
+    begin(run, state)
+    probe(run, state)
+    while state.step < settings.steps and not has_enough(run, state):
         if run.stop.requested:
-            if state.step:
-                save(run, state, _rate(settings, state.step))
+            # After a no-number the weights may be spoilt: the checkpoint before is the better one.
+            if state.step and not state.guard.no_numbers:
+                save(run, state, _rate(settings, state, state.step))
             raise Stopped
         step = state.step + 1
-        rate = _rate(settings, step)
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
-
+        rate = _rate(settings, state, step)
         started = time.monotonic()
-        loss, norm, tokens = train_step(run, step)
-        devices.synchronize(run.device)
+        done = train_step(run, state, step, rate)
         elapsed = time.monotonic() - started
 
-        state.step, state.train_loss = step, loss
-        state.tokens += tokens
+        if done.verdict:
+            earlier = skip(run, state, step, done)
+            if earlier is not state:
+                state, before, begun, first = earlier, earlier.seconds, time.monotonic(), earlier.step
+                continue
+        state.step = step
+        state.train_loss = done.loss if math.isfinite(done.loss) else state.train_loss
+        state.tokens += done.tokens
         state.seconds = before + time.monotonic() - begun
-        point = {
+        point: dict[str, Any] = {
             "step": step,
             "phase": "train",
             "ts": time.time(),
-            "loss": loss,
+            "loss": done.loss if math.isfinite(done.loss) else None,
             "lr": rate,
-            "grad_norm": norm,
-            "throughput": tokens / elapsed,
+            "grad_norm": done.norm if math.isfinite(done.norm) else None,
+            "throughput": done.tokens / elapsed,
             "vram_gb": devices.memory_gb(run.device),
             "tokens": state.tokens,
             "epoch": step * settings.batch_size * settings.grad_accum / len(run.corpus.training),
             "step_s": elapsed,
+            **done.parts,
+            "save_s": saved,  # before this step: a point is written before its checkpoint, so that none is ever lost
         }
+        last, best = step == settings.steps, False
         points = [point]
-        if step % settings.eval_interval == 0 or step == settings.steps:
+        if last or (step % settings.eval_interval == 0 and not state.guard.no_numbers):
             # Before the step's own point, so that who asks for "newer than this step" has both or neither.
             points.insert(0, evaluate_now(run, state, f"evaluating at step {step}"))
+            state.guard.no_numbers = 0  # the weights gave a number: they are sound
+            best = improved(run, state) and settings.early_stopping_patience > 0
         # Saves and evaluations are part of what is left, so the estimate is over the wall clock.
         point["eta_s"] = (time.monotonic() - begun) / (step - first) * (settings.steps - step)
         run.reporter.points(points)
-        if step % settings.save_steps == 0 or step == settings.steps:
+        saving = time.monotonic()
+        # A run of no-numbers may mean that the weights are spoilt: such a state is never the newest checkpoint.
+        ends = last or has_enough(run, state)
+        if (step % settings.save_steps == 0 or best or ends) and not state.guard.no_numbers:
             save(run, state, rate)
+        saved = time.monotonic() - saving
+    if has_enough(run, state) and state.step < settings.steps:
+        run.reporter.event("early_stop", step=state.step, best_step=state.best_step)
+        run.reporter.log(f"Stopped early: no better held-out loss in {state.stale} evaluations.")
     state.seconds = before + time.monotonic() - begun
+    return state
 
 
-def _rate(settings: FinetuneHyperparams, step: int) -> float:
-    return learning_rate(
+def take_best(run: Run, state: LoopState) -> LoopState:
+    """With early stopping, go back to the weights of the best checkpoint; return its state with this one's totals."""
+    if not run.settings.early_stopping_patience or state.best_step in (0, state.step):
+        return state
+    directory = checkpoint.newest_good(run.roots, _set_aside(run), step=state.best_step)
+    if directory is None:
+        run.reporter.log("The best checkpoint is gone or damaged; the model is that of the last step.", "warning")
+        return state
+    best = checkpoint.restore(directory, run.model, run.optimizer)
+    run.reporter.log(f"The model is that of step {best.step}, whose held-out loss is the lowest.")
+    # What was spent is spent; what is published is the best.
+    best.seconds, best.tokens, best.curve, best.samples = state.seconds, state.tokens, state.curve, state.samples
+    return best
+
+
+def _rate(settings: FinetuneHyperparams, state: LoopState, step: int) -> float:
+    return state.lr_scale * learning_rate(
         step,
         steps=settings.steps,
         peak=settings.lr,
@@ -198,14 +220,20 @@ def _rate(settings: FinetuneHyperparams, step: int) -> float:
     )
 
 
-def resume(run: Run) -> LoopState:
-    """Restore the newest good checkpoint and say so; a fresh state where there is none."""
+def _set_aside(run: Run) -> Callable[[Path, Exception], None]:
+    """Return what tells of a damaged checkpoint that was set aside."""
 
-    def on_damage(directory: Path, damage: Exception) -> None:
+    def tell(directory: Path, damage: Exception) -> None:
         run.reporter.checkpoint_gone(checkpoint.step_of(Path(directory.stem)), "quarantined", why=str(damage))
         run.reporter.log(f"Checkpoint {damage}; set aside as {directory.name}, trying the one before.", "error")
 
-    directory = checkpoint.newest_good(run.roots, on_damage)
+    return tell
+
+
+def resume(run: Run) -> LoopState:
+    """Restore the newest good checkpoint and say so; a fresh state where there is none."""
+
+    directory = checkpoint.newest_good(run.roots, _set_aside(run))
     # Stages of an attempt that died while it saved are of no use to anyone.
     for root in run.roots:
         for stage in root.glob(".stage-*"):

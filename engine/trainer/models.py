@@ -5,16 +5,16 @@ The rule: safetensors in, safetensors out; no code of a model's folder is run an
 
 from __future__ import annotations
 
-import json
 import math
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, GgufConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from engine.trainer.batch import Batch
+from engine.errors import Unsupported
+from engine.trainer import device as devices
 from engine.trainer.data import CHATML
 
 
@@ -34,11 +34,59 @@ def ensure_chat_template(tokenizer: Any) -> bool:
     return True
 
 
-def load_model(folder: Path, dtype: torch.dtype) -> Any:
-    """Load a causal language model from a local folder, on the CPU. Raises OSError or ValueError."""
+def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
+    """Load a causal language model onto the CPU as `dtype` ("auto": as stored). Raises OSError or ValueError."""
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True
     )
+
+
+def load_4bit(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a model with its linear layers in NF4 and the rest as `dtype`, on `device`: a layer at a time, never whole.
+
+    NF4 with double quantisation: Dettmers et al. 2023, arXiv 2305.14314. Raises OSError; Unsupported, with the remedy,
+    where this machine or this model has no use for it.
+    """
+    try:
+        import bitsandbytes
+    except ImportError:
+        raise Unsupported(
+            "load_in_4bit needs the package bitsandbytes, which this machine lacks. Set it to false."
+        ) from None
+    if device.type == "mps":
+        raise Unsupported("load_in_4bit does not run on an Apple GPU. Set it to false.")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map={"": device},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        ),
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
+    )
+    if not any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in model.modules()):
+        raise Unsupported(
+            f"load_in_4bit: {type(model).__name__} has no linear layer besides its head that could be held in 4 bits. "
+            "Set load_in_4bit to false."
+        )
+    return model
+
+
+def set_checkpointing(model: Any, mode: str) -> None:
+    """Recompute the activations of no decoder layer (none), every second (selective) or every one (full)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if mode == "none":
+        base.gradient_checkpointing_disable()
+        return
+    base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = mode == "full" or number % 2 == 0
 
 
 def load_gguf(file: Path) -> tuple[Any, Any]:
@@ -64,14 +112,14 @@ def generation_config(tokenizer: Any, known: GenerationConfig) -> GenerationConf
 
 
 @torch.no_grad()
-def sixteen_bits(model: Any, batch: Batch, device: torch.device) -> torch.dtype:
+def sixteen_bits(model: Any, ids: list[int], device: torch.device) -> torch.dtype:
     """Return the 16-bit type to publish `model` in: fp16 where its weights and activations fit, else bf16.
 
     What a short fine-tune adds to a weight is often less than half a step of bf16 there, so rounding takes it away
     again. On SmolLM2-135M after 20 steps of LoRA, the logits of the merged model were off by 1.6 in bf16 and by 0.014
     in fp16, whose steps are eight times finer; but fp16 ends at 65,504, and some models' activations go beyond.
     """
-    largest = max(float(parameter.abs().max()) for parameter in model.parameters())
+    largest = max(float(parameter.abs().max()) for parameter in model.parameters() if parameter.is_floating_point())
 
     def look(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         nonlocal largest
@@ -81,12 +129,20 @@ def sixteen_bits(model: Any, batch: Batch, device: torch.device) -> torch.dtype:
 
     hooks = [module.register_forward_hook(look) for module in model.modules()]
     try:
-        model(input_ids=batch.input_ids.to(device), position_ids=batch.position_ids.to(device), use_cache=False)
+        with devices.autocast(model, device):
+            model(input_ids=torch.tensor([ids], device=device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
     # Half the range is kept for texts that were not looked at.
     return torch.float16 if largest < torch.finfo(torch.float16).max / 2 else torch.bfloat16
+
+
+def release(model: Any) -> None:
+    """Give up a model's weights, wherever it is still referred to, so that another fits beside what is left."""
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+        parameter.grad = None
 
 
 def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -99,33 +155,3 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.bf
 def count_parameters(model: Any) -> int:
     """Return the number of parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the libraries that made a model."""
-    return {name: version(name) for name in ("torch", "transformers", "peft")}
-
-
-def write_card(folder: Path, *, title: str, facts: dict[str, Any]) -> None:
-    """Write a model card and the same facts as JSON."""
-    (folder / "training.json").write_text(json.dumps(facts, indent=1))
-    lines = [f"# {title}", "", f"Made with fusion-tui by a `{facts['type']}` job.", ""]
-    for key in ("base_model", "dataset", "dataset_sha256"):
-        lines.append(f"- {key.replace('_', ' ')}: `{facts[key]}`")
-    result = facts["result"]
-    lines += [
-        f"- perplexity on held-out rows: {result['ppl_baseline']:.3f} before, {result['ppl_final']:.3f} after",
-        f"- parameters: {result['params_after']:,}",
-        "",
-        "## Settings as resolved",
-        "",
-        "| setting | value |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in facts["hyperparams"].items()),
-        "",
-        "## Versions",
-        "",
-        *(f"- {name} {number}" for name, number in facts["versions"].items()),
-        "",
-    ]
-    (folder / "README.md").write_text("\n".join(lines))

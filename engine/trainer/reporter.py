@@ -60,6 +60,10 @@ class Reporter:
         """Report the job's result."""
         self._journal.append("result", body, durable=True)
 
+    def memory(self, peak_bytes: int, phase: str) -> None:
+        """Report the most memory that the run took on its device, and when: the next plan is corrected by it."""
+        self._journal.append("memory", {"peak_bytes": peak_bytes, "phase": phase})
+
     def end(self, outcome: str, error: str | None = None, cause: str | None = None) -> None:
         """Report the attempt's end: completed, failed or preempted; the last line of the journal."""
         self._journal.append("end", {"outcome": outcome, "error": error, "cause": cause}, durable=True)

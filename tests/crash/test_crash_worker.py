@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import random
+import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from engine import process
+from engine import manifest, process
 from engine.service import Service
 from tests.conditions import eventually
 from tests.supervised import Supervised
@@ -104,6 +108,71 @@ def test_a_row_that_cannot_be_trained_on_fails_the_run_with_its_line(supervised:
     assert failed.state == "failed"
     assert "line 2" in (failed.error or "")
     assert "raise seq_len" in (failed.error or "")
+
+
+def make_touchy(tiny_model: Path, folder: Path) -> Path:
+    """Write the tiny model with numbers so far apart in its MLPs that one large update takes them beyond fp32."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(tiny_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        # What goes in is as much larger as the weights are smaller, so that it is the same function.
+        if "post_attention_layernorm" in name:
+            weights[name] *= 3e18
+        elif "gate_proj" in name or "up_proj" in name:
+            weights[name] /= 3e18
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_an_absurd_rate_fails_the_run_with_the_reason_and_keeps_the_checkpoint(
+    supervised: Supervised, tiny_model: Path, tmp_path: Path
+) -> None:
+    supervised.service.add_model(str(make_touchy(tiny_model, tmp_path / "touchy")), "touchy")
+    settings = {"training_type": "full", "lr": 1, "warmup_ratio": 0, "steps": 30, "seq_len": 64, "save_steps": 1}
+    request = {"type": "finetune", "idempotency_key": "absurd", "base_model_id": "touchy", "dataset_id": "sums"}
+    job = supervised.service.submit({**request, "hyperparams": settings}).job
+    failed = supervised.until_finished(job.id)
+    assert (failed.state, failed.retries) == ("failed", 0)
+    assert "training diverged" in (failed.error or "")
+    assert "Lower lr (now 0.5) and retry" in (failed.error or "")
+    kinds = [event.kind for event in supervised.service.events(job.id)]
+    assert kinds.count("spike") == 6
+    assert kinds.count("rollback") == 1
+    kept = supervised.service.home.attempt(job.id, 1) / "checkpoints" / "step-00000001"
+    assert manifest.verify(kept).facts["step"] == failed.last_checkpoint_step == 1
+    assert [checkpoint.step for checkpoint in supervised.service.checkpoints(job.id)] == [1]
+    # A loss that is no number is none in the store either, and can be told as JSON.
+    points = [point for point in supervised.service.points(job.id) if point.phase == "train"]
+    assert [point.loss is None for point in points] == [False, True, True]
+    json.dumps([point.loss for point in points], allow_nan=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lora_dropout": 0.1, "grad_accum": 2},
+        {"load_in_4bit": True, "grad_accum": 2},
+        {"training_type": "full", "optimizer": "adamw_8bit", "grad_accum": 2},
+    ],
+    ids=["lora", "qlora", "full"],
+)
+def test_killed_at_ten_random_steps_the_losses_equal_those_of_a_run_left_alone(
+    supervised: Supervised, settings: dict[str, Any]
+) -> None:
+    killed, rng = supervised.submit(steps=500, save_steps=7, **settings), random.Random(str(settings))
+    for kill, step in enumerate(sorted(rng.sample(range(10, 300), 10))):
+        eventually(lambda step=step: supervised.job(killed.id).step >= step, what=f"step {step}")
+        supervised.kill_worker(killed.id)
+        eventually(lambda kill=kill: supervised.job(killed.id).retries == kill + 1, what="the requeue")
+    assert supervised.until_finished(killed.id).state == "completed"
+    calm = supervised.submit(steps=500, save_steps=7, **settings)
+    assert supervised.until_finished(calm.id).state == "completed"
+    assert losses(supervised.service, killed.id) == losses(supervised.service, calm.id)
+    both = [supervised.service.result(job_id) or {} for job_id in (killed.id, calm.id)]
+    assert both[0]["ppl_final"] == both[1]["ppl_final"]
 
 
 @pytest.mark.slow

@@ -76,3 +76,50 @@ def test_the_finished_model_can_be_trained_again(shell: Shell, job: dict[str, ob
     assert again["status"] == "completed"
     lineage = [entry for entry in shell.json("models") if entry["name"] == "again"]
     assert lineage[0]["base_model_id"] == job["output_model_id"]
+
+
+def test_on_real_rows_packed_loss_and_gradients_are_those_of_rows_alone(smollm2: Path, tmp_path: Path) -> None:
+    import torch
+    from torch.nn import functional
+
+    from engine.specs import FinetuneHyperparams
+    from engine.trainer import data, lora, models
+    from engine.trainer.objective import FLAT, Objective
+    from engine.trainer.optimizer import trained_parameters
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(STARTER_ROWS.read_text().splitlines(keepends=True)[:8]))
+    weights, tokenizer = models.load_gguf(smollm2)
+    stock, cpu = weights.float().eval(), torch.device("cpu")
+    settings = {
+        packing: FinetuneHyperparams(seq_len=512, packing=packing, val_fraction=0.1) for packing in (True, False)
+    }
+    corpora = {packing: data.load(data.Source(rows), tokenizer, chosen) for packing, chosen in settings.items()}
+    documents = [one for sequence in corpora[False].training for one in sequence]
+    assert len(corpora[True].training) < len(documents) == len(corpora[False].training)
+
+    with torch.no_grad():
+        total, count = 0.0, 0
+        for one in documents:
+            logits = stock(input_ids=torch.tensor([one.ids])).logits[0, :-1]
+            labels = torch.tensor(one.labels[1:])
+            total += float(functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
+            count += int((labels != -100).sum())
+
+    torch.manual_seed(0)
+    model = lora.add_adapters(stock, settings[True])
+    objective = Objective.of(model, cpu, corpora[True].pad, documents)
+    assert objective.layout == FLAT
+    assert objective.direct
+    norms = []
+    for packing, size in ((True, 4), (False, 1)):
+        sequences, trained = corpora[packing].training, 0.0
+        for start in range(0, len(sequences), size):
+            loss = objective.summed(objective.collate(sequences[start : start + size])) / count
+            loss.backward()
+            trained += float(loss.detach())
+        assert trained == pytest.approx(total / count, abs=1e-3)
+        grads = [parameter.grad for parameter in trained_parameters(model).values() if parameter.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(grads)))
+        model.zero_grad(set_to_none=True)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)

@@ -20,9 +20,9 @@ from engine import journal
 from engine.journal import JournalWriter, Record
 from engine.order import CHECKPOINTS, JOURNAL, Order
 from engine.specs import FinetuneHyperparams
-from engine.trainer import finetune, loop, models
-from engine.trainer.loop import Run, StopFlag
+from engine.trainer import finetune, models, optimizer
 from engine.trainer.reporter import Reporter
+from engine.trainer.run import Run, StopFlag
 from tests import tiny
 
 
@@ -118,13 +118,12 @@ class Bench:
             stop.requested = True
 
         reporter = Interrupting(JournalWriter(self.journal_path(), order.fence), stop_at or die_at, then)
-        model, _, corpus, device = finetune.prepare(order, settings, reporter)
+        objective, _, corpus, _ = finetune.prepare(order, settings, reporter)
         return Run(
-            model=model,
-            optimizer=loop.make_optimizer(model, settings, device),
+            objective=objective,
+            optimizer=optimizer.make(objective.model, settings, objective.device),
             corpus=corpus,
             settings=settings,
-            device=device,
             roots=tuple(Path(root) for root in order.checkpoint_roots),
             keep_checkpoints=2,
             reporter=reporter,

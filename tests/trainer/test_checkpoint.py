@@ -12,18 +12,25 @@ import torch
 from engine import manifest
 from engine.manifest import Damaged
 from engine.specs import FinetuneHyperparams
-from engine.trainer import checkpoint, finetune, loop, models
+from engine.trainer import checkpoint, lora, models
+from engine.trainer import optimizer as optimizers
 from engine.trainer.checkpoint import LoopState
+from engine.trainer.guard import Guard
+from engine.trainer.ladder import Rung
 
 DEVICE = torch.device("cpu")
 
 
-def make(tiny_model: Path, training_type: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-    settings = FinetuneHyperparams(lora_rank=4, training_type=training_type, weight_decay=0.1)
+def make(
+    tiny_model: Path, training_type: str, optimizer: str = "adamw"
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    settings = FinetuneHyperparams.model_validate(
+        {"lora_rank": 4, "training_type": training_type, "optimizer": optimizer, "weight_decay": 0.1}
+    )
     model = models.load_model(tiny_model, torch.float32)
     if training_type == "lora":
-        model = finetune.add_adapters(model, settings)
-    return model, loop.make_optimizer(model, settings, DEVICE)
+        model = lora.add_adapters(model, settings)
+    return model, optimizers.make(model, settings, DEVICE)
 
 
 def train_a_little(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
@@ -53,7 +60,23 @@ def test_weights_moments_random_states_and_loop_state_come_back_bit_for_bit(
 ) -> None:
     model, optimizer = make(tiny_model, training_type)
     train_a_little(model, optimizer)
-    state = LoopState(3, 48, 1.25, 4.5, 4.0, None, 3.9, 2, {"sample_prompt": "ünïcode"})
+    state = LoopState(
+        step=3,
+        tokens=48,
+        seconds=1.25,
+        skipped=1,
+        rung=Rung(2, "full"),
+        lr_scale=0.5,
+        guard=Guard([4.0, 3.9], [1.0, 2.0], 1),
+        baseline_loss=4.5,
+        train_loss=4.0,
+        best_loss=3.9,
+        best_step=2,
+        lowest=3.8,
+        stale=1,
+        curve=[(0, 4.5), (2, 3.9)],
+        samples={"sample_prompt": "ünïcode"},
+    )
     directory = checkpoint.save(tmp_path / "root", state, {"step": 3}, model, optimizer)
     expected_random = torch.rand(5)
 
@@ -74,6 +97,35 @@ def test_weights_moments_random_states_and_loop_state_come_back_bit_for_bit(
         for key, value in moments.items():
             assert torch.equal(value, restored[key]), (name, key)
             assert value.dtype == restored[key].dtype
+
+
+def test_8_bit_state_comes_back_bit_for_bit_and_goes_on_the_same(tmp_path: Path, tiny_model: Path) -> None:
+    model, optimizer = make(tiny_model, "full", optimizer="adamw_8bit")
+    train_a_little(model, optimizer)
+    directory = save(tmp_path, 3, model, optimizer)
+    before = optimizers.state_tensors(model, optimizer)
+    # Large tensors have it, small ones and norms are kept in 32 bits.
+    assert {tensor.dtype for key, tensor in before.items() if "state1" in key} == {torch.uint8, torch.float32}
+
+    fresh, fresh_optimizer = make(tiny_model, "full", optimizer="adamw_8bit")
+    train_a_little(fresh, fresh_optimizer, 1)  # a run that goes back has state of its own
+    checkpoint.restore(directory, fresh, fresh_optimizer)
+    after = optimizers.state_tensors(fresh, fresh_optimizer)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) and after[key].dtype == before[key].dtype for key in before)
+    random = torch.get_rng_state()
+    train_a_little(fresh, fresh_optimizer)
+    torch.set_rng_state(random)
+    train_a_little(model, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
+
+
+def test_a_checkpoint_before_the_first_update_takes_the_optimisers_state_away(tmp_path: Path, tiny_model: Path) -> None:
+    model, optimizer = make(tiny_model, "lora")
+    directory = save(tmp_path, 1, model, optimizer)  # its only step was skipped
+    train_a_little(model, optimizer)
+    checkpoint.restore(directory, model, optimizer)
+    assert optimizers.state_tensors(model, optimizer) == {}
 
 
 def test_a_checkpoint_of_other_weights_is_refused(tmp_path: Path, tiny_model: Path) -> None:

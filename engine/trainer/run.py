@@ -1,0 +1,66 @@
+"""A run in the worker: what the loop works with, and the ways in which it ends early."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.specs import FinetuneHyperparams
+from engine.trainer.data import Corpus
+from engine.trainer.objective import Objective
+from engine.trainer.reporter import Reporter
+
+
+class StopFlag:
+    """Set by the first TERM or INT; the loop finishes its step and saves. A second signal ends the process."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def install(self) -> None:
+        """Take over the signals of this process; a hang-up of some terminal is nothing to a worker."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.requested = True
+
+
+class Stopped(Exception):
+    """The loop ended early because it was asked to; its state is saved."""
+
+
+class Diverged(Exception):
+    """The loss is no number any more."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop works with. `roots` are the checkpoint directories, this attempt's own first."""
+
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    corpus: Corpus
+    settings: FinetuneHyperparams
+    roots: tuple[Path, ...]
+    keep_checkpoints: int
+    reporter: Reporter
+    stop: StopFlag
+
+    @property
+    def model(self) -> Any:
+        """The model that is trained, adapters included."""
+        return self.objective.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is trained."""
+        return self.objective.device
