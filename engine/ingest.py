@@ -15,9 +15,10 @@ from pathlib import Path
 from engine import journal
 from engine.journal import Record
 from engine.order import JOURNAL
-from store import Store, attempts, catalog, jobs, telemetry
+from store import Store, attempts, catalog, jobs, memory_peaks, telemetry
 from store.attempts import Attempt
 from store.library import Database
+from store.memory_peaks import Peak
 from store.telemetry import Checkpoint, Point
 
 _POINT_FIELDS = frozenset(Point.__dataclass_fields__)
@@ -125,6 +126,16 @@ class _Ingest:
         """Take the job's result."""
         telemetry.set_result(self.db, self.job_id, record.data, now=record.ts)
 
+    def memory(self, record: Record) -> None:
+        """Take the peak that the worker measured, beside what was planned."""
+        measured = int(record.data["peak_bytes"])
+        plan = jobs.get(self.db, self.job_id).plan
+        if plan:
+            device, mode, planned = plan["device"], plan["mode"], plan["planned"]
+            memory_peaks.record(self.db, Peak(self.job_id, device, mode, planned, measured, record.ts))
+        payload = {"peak_bytes": measured, "phase": record.data["phase"], "planned_bytes": plan and plan["needed"]}
+        jobs.add_event(self.db, self.job_id, "memory", payload, now=record.ts)
+
     def end(self, record: Record) -> None:
         """Note how the attempt ended; the job's state follows when the process is gone and its device free."""
         detail = json.dumps({"error": record.data["error"], "cause": record.data["cause"]})
@@ -142,6 +153,7 @@ _HANDLERS: dict[str, Callable[[_Ingest, Record], None]] = {
     "checkpoint_gone": _Ingest.checkpoint_gone,
     "model": _Ingest.model,
     "result": _Ingest.result,
+    "memory": _Ingest.memory,
     "end": _Ingest.end,
 }
 

@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from engine.errors import EngineError, NoSpace
 
@@ -26,6 +26,28 @@ class Device:
     utilisation: float | None = None
     temperature: float | None = None
     power: float | None = None
+
+    @property
+    def memory_free(self) -> int:
+        """Bytes that a run may take now; on the CPU what other processes do not need."""
+        return max(0, self.memory_total - self.memory_used)
+
+    @property
+    def type(self) -> Literal["cuda", "mps", "cpu"]:
+        """What kind of device it is, as torch says it."""
+        return "cuda" if self.name.startswith("cuda") else "mps" if self.name == "mps" else "cpu"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds memory of a device, in bytes; 0 where the driver does not tell."""
+
+    pid: int
+    name: str
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid}{', ' + size_text(self.bytes) if self.bytes else ''})"
 
 
 @lru_cache(maxsize=1)
@@ -101,6 +123,64 @@ def devices() -> list[Device]:
         return [Device("mps", "Apple GPU", used, int(memory.total))]
     cores = psutil.cpu_count() or 1
     return [Device("cpu", f"CPU, {cores} cores", used, int(memory.total), psutil.cpu_percent(interval=None))]
+
+
+def holders(device: Device, at_most: int = 3) -> list[Holder]:
+    """Return the processes that hold most of a device's memory: all that the driver names, or the largest of this
+    machine where its main memory is meant. Empty where they cannot be seen, as from within a container."""
+    found = _on_card(device) if device.type == "cuda" else _in_memory()
+    return sorted(found, key=lambda holder: holder.bytes, reverse=True)[:at_most]
+
+
+def _on_card(device: Device) -> list[Holder]:
+    nvml = _nvml()
+    if not nvml:
+        return []
+    try:
+        handle = _visible(nvml)[int(device.name.removeprefix("cuda:"))]
+        running = [
+            *nvml.nvmlDeviceGetComputeRunningProcesses(handle),
+            *nvml.nvmlDeviceGetGraphicsRunningProcesses(handle),
+        ]
+    except (nvml.NVMLError, IndexError):
+        return []
+    taken = {process.pid: int(process.usedGpuMemory or 0) for process in running}
+    return [Holder(pid, _name(pid), size) for pid, size in taken.items()]
+
+
+def _name(pid: int) -> str:
+    import psutil
+
+    try:
+        return str(psutil.Process(pid).name())
+    except psutil.Error:
+        return "a process"
+
+
+def _in_memory() -> list[Holder]:
+    import psutil
+
+    return [
+        Holder(process.pid, process.info["name"] or "a process", process.info["memory_info"].rss)
+        for process in psutil.process_iter(["name", "memory_info"])
+        if process.info["memory_info"]
+    ]
+
+
+@lru_cache(maxsize=1)
+def cpu_has_fast_bf16() -> bool:
+    """Say whether the CPU multiplies bf16 itself, as `engine.trainer.device` asks torch; without that it is no gain."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    return "avx512_bf16" in flags or "amx_tile" in flags
+
+
+def multiplies_in_16_bits(device_type: str) -> bool:
+    """Say whether a device of this type trains with 16-bit frozen weights and products."""
+    return device_type == "cuda" or (device_type == "cpu" and cpu_has_fast_bf16())
 
 
 def free_bytes(path: Path) -> int:

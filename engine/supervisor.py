@@ -20,10 +20,12 @@ from typing import Any
 
 from engine import atomic, process, recover, resources
 from engine.errors import EngineError
+from engine.gate import Gate
 from engine.ingest import ingest
 from engine.launchers import local
 from engine.order import CHECKPOINTS, GATE, Order
 from engine.process import DeathWatch, Identity
+from engine.resources import Device
 from engine.service import ROOM_TO_START, Service
 from store import StoreError, attempts, jobs, states
 from store.attempts import Attempt
@@ -34,6 +36,7 @@ TICK_SECONDS = 0.1
 STOP_GRACE_SECONDS = 600.0
 RESTART_WAIT_SECONDS = 5.0
 RETRY_SECONDS = 1.0
+HOLD_SECONDS = 5.0  # between two looks at who is in a waiting run's way
 
 log = logging.getLogger("fusion.supervisor")
 
@@ -55,7 +58,7 @@ class Supervisor:
         self,
         service: Service,
         *,
-        devices: Callable[[], Sequence[str]] | None = None,
+        devices: Callable[[], Sequence[Device]] = resources.devices,
         launch: Callable[..., subprocess.Popen[bytes]] = local.launch,
         clock: Callable[[], float] = time.time,
         free_bytes: Callable[[Path], int] = resources.free_bytes,
@@ -64,16 +67,17 @@ class Supervisor:
         """Take the lock. Raises AlreadyRunning, naming the holder."""
         self.service = service
         self._store = service.store
-        self._devices = devices or (lambda: [device.name for device in resources.devices()])
+        self._devices = devices
         self._launch = launch
         self._clock = clock
         self._free_bytes = free_bytes
         self._stop_grace = stop_grace
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._uncommitted: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
+        self._held: dict[str, float] = {}
         self._watch = DeathWatch()
         self._lock = self._take_lock()
-        for folder in (service.home.root / name for name in ("runs", "models", "datasets")):
+        for folder in (service.home.root / name for name in ("runs", "models", "datasets", "cache")):
             atomic.sweep(folder)
 
     def _take_lock(self) -> int:
@@ -181,25 +185,45 @@ class Supervisor:
         db = self._store.read()
         queued = jobs.next_queued(db, now=self._clock())
         if not queued:
+            self._held.clear()
             return
         devices = list(self._devices())
         taken = {attempt.device for attempt in attempts.open_attempts(db)}
-        free = [device for device in devices if device not in taken]
-        for job, device in zip(queued, free, strict=False):
-            if self._has_room(job):
-                self._start(job, device, workers=len(taken) + 1 if len(devices) > 1 else 1)
+        free = [device for device in devices if device.name not in taken]
+        gate = Gate(db, devices)
+        for job in queued:
+            if not free:
+                return
+            # A job that has to wait lets the next one pass: a card stands idle for nobody.
+            device = self._place(job, free, gate)
+            if device:
+                free.remove(device)
+                self._start(job, device.name, workers=len(taken) + 1 if len(devices) > 1 else 1)
 
-    def _has_room(self, job: Job) -> bool:
-        """Hold a job while the disk is full, and say so once; it costs no retry."""
-        free = self._free_bytes(self.service.home.root)
-        if free >= ROOM_TO_START * 1.2:
-            return True
-        if not job.hold:
-            hold = f"disk_full: {resources.size_text(free)} free; the run starts when there is space"
-            with self._store.write() as db:
-                jobs.update(db, job.id, hold=hold)
-                jobs.add_event(db, job.id, "hold", {"why": hold}, now=self._clock())
-        return False
+    def _place(self, job: Job, free: Sequence[Device], gate: Gate) -> Device | None:
+        """Return the device that a job may start on now; hold it where there is none. That costs no retry."""
+        disk = self._free_bytes(self.service.home.root)
+        if disk < ROOM_TO_START * 1.2:
+            room = resources.size_text(disk)
+            self._hold(job, "disk_full", lambda: f"{room} free; the run starts when there is space")
+            return None
+        admitting = [device for device in free if gate.admits(job, device)]
+        if not admitting:
+            self._hold(job, "memory", lambda: gate.reason(job, max(free, key=lambda device: device.memory_total)))
+        return admitting[0] if admitting else None
+
+    def _hold(self, job: Job, cause: str, reason: Callable[[], str]) -> None:
+        """Say why a job waits: once in its history, and in its row as it stands now."""
+        now = self._clock()
+        before = (job.hold or "").partition(":")[0]
+        if before == cause and now - self._held.get(job.id, 0.0) < HOLD_SECONDS:
+            return
+        hold = f"{cause}: {reason()}"
+        self._held[job.id] = now
+        with self._store.write() as db:
+            jobs.update(db, job.id, hold=hold)
+            if before != cause:
+                jobs.add_event(db, job.id, "hold", {"why": hold}, now=now)
 
     def _start(self, job: Job, device: str, *, workers: int) -> None:
         try:
@@ -311,4 +335,6 @@ class Supervisor:
             output_path=str(home.model(output_id)),
             checkpoint_roots=tuple(str(home.attempt(job.id, n) / CHECKPOINTS) for n in range(fence, 0, -1)),
             keep_checkpoints=self.service.settings.keep_checkpoints,
+            dataset_format=dataset.format,
+            cache_path=str(home.tokens(dataset.id)),
         )

@@ -1,0 +1,209 @@
+"""Memory plans for this machine: model, settings and device in, a verdict with its alternatives out.
+
+The rule: a plan advises, and refuses only what cannot fit a device alone; a model that cannot be read has no plan and
+is in nobody's way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine import catalog, memory, model_shape, resources
+from engine.errors import EngineError, Fault, InvalidRequest, UnknownReference
+from engine.memory import Alternative, Plan
+from engine.model_shape import Shape
+from engine.resources import Device, Holder, size_text
+from store import memory_peaks
+from store.library import Database
+
+if TYPE_CHECKING:
+    from engine.specs import FinetuneHyperparams
+
+RUNS_REMEMBERED = 5
+# Main memory gives way a little: caches are dropped and idle pages swapped. A card's does not.
+CPU_SHORTAGE = 0.1
+
+Verdict = Literal["fits", "tight", "waits", "too_large", "unknown"]
+
+log = logging.getLogger("fusion.planning")
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """A plan held against a device: bytes in all and free now, what would fit, and who holds the rest.
+
+    `alternatives` are those that fit now, or where the device is too small those that it could hold.
+    """
+
+    plan: Plan
+    device: str
+    total: int
+    free: int
+    verdict: Verdict
+    alternatives: tuple[Alternative, ...] = ()
+    holders: tuple[Holder, ...] = ()
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the run is expected to take."""
+        return self.plan.needed
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run could start now."""
+        return self.verdict not in ("waits", "too_large")
+
+    @property
+    def summary(self) -> str:
+        """One line for a person: needs 5.9 GB of 11.2 GB free: fits."""
+        needed, free, total = map(size_text, (self.needed, self.free, self.total))
+        if self.verdict == "unknown":
+            return f"needs {needed}; {self.device} does not tell what it has"
+        if self.verdict == "too_large":
+            return f"needs {needed}, there are {total} ({self.device}): too large"
+        if self.verdict == "waits":
+            return f"needs {needed} of {free} free: waits for {self.waits_for}"
+        return f"needs {needed} of {free} free: {self.verdict}"
+
+    @property
+    def waits_for(self) -> str:
+        """The processes that hold the memory."""
+        return ", ".join(map(str, self.holders)) or "what cannot be seen from here"
+
+    @property
+    def correction(self) -> str:
+        """What runs on this device taught: corrected ×1.07 from 3 runs here; empty where none ran."""
+        runs = self.plan.runs
+        return f"corrected ×{self.plan.correction:.2f} from {runs} run{'s' * (runs != 1)} here" if runs else ""
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as JSON holds it."""
+        return {
+            **self.plan.document(),
+            "device": self.device,
+            "total": self.total,
+            "free": self.free,
+            "verdict": self.verdict,
+            "fits": self.fits,
+            "summary": self.summary,
+            "alternatives": [asdict(alternative) for alternative in self.alternatives],
+            "holders": [asdict(holder) for holder in self.holders],
+        }
+
+
+def card(gigabytes: float) -> Device:
+    """Return an NVIDIA card of this size, all of it free. Sold sizes are GiB, of which the driver keeps a part."""
+    return Device("cuda:0", f"an NVIDIA card of {gigabytes:g} GB", 0, round(gigabytes * 1e9))
+
+
+def fits_now(needed: int, device: Device) -> bool:
+    """Say whether a run that needs so many bytes may start beside what is on the device now."""
+    spare = 1 - CPU_SHORTAGE if device.type == "cpu" else 1.0
+    return not device.memory_total or needed * spare <= device.memory_free
+
+
+def correction(db: Database, device: str, mode: str) -> tuple[float, int]:
+    """Return (median of measured over planned, number of runs) of the newest runs of a mode on a device."""
+    ratios = memory_peaks.ratios(db, device, mode, newest=RUNS_REMEMBERED)
+    return (statistics.median(ratios), len(ratios)) if ratios else (1.0, 0)
+
+
+def needed_now(db: Database, plan: Mapping[str, Any], device: Device) -> int:
+    """Return what a job with this stored plan needs on a device, by what runs have taught until now."""
+    bare = Plan(plan["mode"], plan["phase"], plan["parts"], plan["phases"])
+    return bare.corrected(*correction(db, device.label, bare.mode)).needed
+
+
+def report(db: Database, shape: Shape, settings: FinetuneHyperparams, device: Device) -> MemoryReport:
+    """Hold the plan of a run against a device as it is now."""
+
+    def planned(changed: FinetuneHyperparams) -> Plan:
+        bits = resources.multiplies_in_16_bits(device.type)
+        bare = memory.plan(shape, changed, device.type, sixteen_bits=bits)
+        return bare.corrected(*correction(db, device.label, bare.mode))
+
+    plan = planned(settings)
+    verdict = _verdict(plan.needed, device)
+    others: Sequence[Alternative] = ()
+    if verdict in ("waits", "too_large"):
+        limit = device.memory_total if verdict == "too_large" else device.memory_free
+        others = memory.alternatives(settings, limit, planned, quantises=device.type != "mps")
+    holders = resources.holders(device) if verdict == "waits" else []
+    total, free = device.memory_total, device.memory_free
+    return MemoryReport(plan, device.label, total, free, verdict, tuple(others), tuple(holders))
+
+
+def _verdict(needed: int, device: Device) -> Verdict:
+    if not device.memory_total:
+        return "unknown"
+    if needed > device.memory_total:
+        return "too_large"
+    if needed <= device.memory_free:
+        return "fits"
+    return "tight" if fits_now(needed, device) else "waits"
+
+
+def largest_device() -> Device:
+    """Return the device with the most memory, of equal ones that with the most free. Raises EngineError."""
+    return max(resources.devices(), key=lambda device: (device.memory_total, device.memory_free))
+
+
+def of_request(db: Database, payload: Mapping[str, Any], *, card_gb: float | None = None) -> MemoryReport:
+    """Return the report on a request as `submit` takes it; the key and the dataset may be left out.
+
+    The model may also be a folder with no more than a config.json. `card_gb` plans for an NVIDIA card of that size in
+    place of this machine's device. Raises InvalidRequest, UnknownReference; ShapeUnknown where there can be no plan.
+    """
+    from engine import specs
+
+    values = {"idempotency_key": "plan", **payload}
+    reference = str(values.get("base_model_id") or values.get("source_model_id") or "")
+    folder = Path(os.path.expanduser(reference))
+    # Not Path's own: a name too long for a path is no folder and no failure.
+    named = bool(reference) and os.path.isfile(folder / "config.json")
+    if named:
+        # A path may be longer than a name can be.
+        values = {key: value for key, value in values.items() if key != "source_model_id"}
+        values["base_model_id"] = "folder"
+    if values.get("dataset_id") is None:
+        values["dataset_id"] = catalog.STARTER
+    request = specs.parse(values)
+    if payload.get("dataset_id") is not None:
+        catalog.find_dataset(db, str(payload["dataset_id"]))
+    try:
+        path = Path(catalog.find_model(db, reference if named else request.model_reference or "").path)
+    except UnknownReference:
+        if not named:
+            raise
+        path = folder
+    device = largest_device() if card_gb is None else card(card_gb)
+    return report(db, model_shape.read(path), request.hyperparams, device)
+
+
+def need_memory(db: Database, model: catalog.AnyModel, settings: FinetuneHyperparams) -> dict[str, Any] | None:
+    """Return the plan to store with a job, or None where none can be made.
+
+    Raises InvalidRequest, with what would fit, where the largest device could not hold the run even alone.
+    """
+    try:
+        found = report(db, model_shape.read(Path(model.path)), settings, largest_device())
+    except EngineError as error:
+        log.info("no memory plan for %s: %s", model.name, error)
+        return None
+    if found.verdict == "too_large":
+        raise InvalidRequest([Fault(("hyperparams",), f"{found.summary}. {remedy(found)}", "memory")])
+    return {**found.plan.document(), "device": found.device, "total": found.total}
+
+
+def remedy(found: MemoryReport) -> str:
+    """Return what would fit, as a sentence."""
+    offers = "; ".join(f"{alternative} ({size_text(alternative.needed)})" for alternative in found.alternatives)
+    if offers:
+        return f"{'These would fit' if found.verdict == 'too_large' else 'These fit now'}: {offers}"
+    return "No setting makes it fit: use a smaller model"
