@@ -33,7 +33,7 @@ class Home:
 
     def make(self) -> None:
         """Make the folder and its parts, readable by this user alone."""
-        for folder in (self.root, self.root / "runs", self.root / "models", self.root / "datasets"):
+        for folder in (self.root, *(self.root / name for name in ("runs", "models", "datasets", "cache", "requests"))):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.root.stat().st_mode & 0o077:
             self.root.chmod(0o700)
@@ -68,6 +68,10 @@ class Home:
         """The first API key, mode 0600."""
         return self.root / "token"
 
+    def request(self, name: str) -> Path:
+        """A request that the form wrote, for `submit --file`."""
+        return self.root / "requests" / f"{name}.json"
+
     def run(self, job_id: str) -> Path:
         """All files of one job's run."""
         return self.root / "runs" / job_id
@@ -83,3 +87,7 @@ class Home:
     def dataset(self, dataset_id: str) -> Path:
         """The immutable copy of a dataset version."""
         return self.root / "datasets" / dataset_id
+
+    def tokens(self, dataset_id: str) -> Path:
+        """The cached tokens of a dataset version, one folder for each tokenizer; safe to delete."""
+        return self.root / "cache" / dataset_id

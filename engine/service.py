@@ -7,14 +7,13 @@ any thread; each takes milliseconds except the imports, which report progress.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine import atomic, catalog, resources, settings
 from engine.catalog import AnyModel
@@ -23,7 +22,7 @@ from engine.importing import Progress, silent
 from engine.paths import Home
 from engine.resources import Device
 from engine.settings import Settings
-from store import NotFound, Store, StoreError, states, telemetry
+from store import NotFound, Store, StoreError, memory_peaks, states, telemetry
 from store import catalog as entries
 from store import jobs as job_rows
 from store import keys as key_rows
@@ -31,6 +30,11 @@ from store.catalog import BaseModel, Dataset, Model
 from store.jobs import Event, Job
 from store.keys import Key
 from store.telemetry import Checkpoint, LogLine, Point
+
+if TYPE_CHECKING:
+    from engine.advice import Advice
+    from engine.inspection import Inspection
+    from engine.planning import MemoryReport
 
 __all__ = [
     "AnyModel",
@@ -57,10 +61,11 @@ ROOM_TO_START = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Submission:
-    """The answer to a submit: the job, and whether this very call made it."""
+    """The answer to a submit: the job, whether this very call made it, and what is to be said of its settings."""
 
     job: Job
     created: bool
+    advice: str = ""
 
 
 def package_version() -> str:
@@ -106,15 +111,17 @@ class Service:
 
     # Jobs ---------------------------------------------------------------------------------------------------------
 
-    def submit(self, payload: Mapping[str, Any]) -> Submission:
+    def submit(self, payload: Mapping[str, Any], *, careful: bool = False) -> Submission:
         """Queue a job. The same idempotency key with the same payload returns the same job.
 
-        `payload` is a request of the fusion dialect; models and datasets may be named by id or by name.
+        `payload` is a request of the fusion dialect; models and datasets may be named by id or by name. A learning
+        rate far above the recommended one is put into the job's history; where `careful`, one that diverges is refused.
         Raises InvalidRequest, UnknownReference, Conflict (key reused with another payload), NoSpace, StoreError.
         """
-        from engine import specs  # brings pydantic, which an app that only looks does not need
+        from engine import advice, planning, specs  # bring pydantic, which an app that only looks does not need
 
         request = specs.parse(payload)
+        warning = advice.of_request(self.store.read(), request)
         digest = request.payload_hash()
         with self.store.write() as db:
             known = job_rows.by_idempotency_key(db, request.idempotency_key)
@@ -125,9 +132,12 @@ class Service:
                         f"(job {known.id}). Use a new key for a new job."
                     )
                 return Submission(known, created=False)
+            if warning and warning.refused and careful:
+                raise warning.refusal()
             resources.need_space(self.home.root, ROOM_TO_START, "a new run")
             model = catalog.find_model(db, request.model_reference or "")
             dataset = catalog.find_dataset(db, request.dataset_id or "")
+            catalog.need_text_to_learn(dataset)
             job_id = self._new_id()
             hyperparams = request.hyperparams.model_dump()
             hyperparams["output_name"] = request.hyperparams.output_name or f"model-{job_id[:8]}"
@@ -145,17 +155,38 @@ class Service:
                 tags=request.tags,
                 notes=request.notes,
                 total_steps=request.hyperparams.total_steps,
+                plan=planning.need_memory(db, model, request.hyperparams),
                 now=self._clock(),
             )
-        return Submission(job, created=True)
+            if warning:
+                job_rows.add_event(db, job_id, "advice", warning.payload, now=self._clock())
+        return Submission(job, created=True, advice=str(warning or ""))
 
     def validate(self, payload: Mapping[str, Any]) -> None:
         """Raise what `submit` would raise for a payload that cannot be a job; change nothing."""
-        from engine import specs
+        from engine import planning, specs
 
         request = specs.parse(payload)
-        self.model(request.model_reference or "")
-        self.dataset(request.dataset_id or "")
+        planning.need_memory(self.store.read(), self.model(request.model_reference or ""), request.hyperparams)
+        catalog.need_text_to_learn(self.dataset(request.dataset_id or ""))
+
+    def plan(self, payload: Mapping[str, Any], *, card_gb: float | None = None) -> MemoryReport:
+        """Return how much memory a request needs here, or on an NVIDIA card of a size; see `planning.of_request`.
+
+        Raises InvalidRequest, UnknownReference; EngineError where the model's memory cannot be planned.
+        """
+        from engine import planning
+
+        return planning.of_request(self.store.read(), payload, card_gb=card_gb)
+
+    def recommend(self, **asked: Any) -> Advice:
+        """Return settings to start from; `asked` are the fields of `engine.advice.Asked`, entries by id or name.
+
+        Raises UnknownReference; InvalidRequest where the size of the model or of the data cannot be known.
+        """
+        from engine import advice
+
+        return advice.advise(advice.Asked.of(self.store.read(), **asked), self.plan)
 
     def jobs(self, *, status: str | None = None, limit: int | None = None, offset: int = 0) -> list[Job]:
         """Return jobs, newest first."""
@@ -206,7 +237,9 @@ class Service:
         if body is None:
             return None
         cost = body.get("gpu_seconds", 0.0) / 3600 * self.settings.usd_per_gpu_hour
-        return {"job_id": job_id, **body, "cost_usd": round(cost, 6)}
+        peak, plan = memory_peaks.of_job(self.store.read(), job_id), self.job(job_id).plan
+        seen = {"memory_planned_bytes": plan and plan["needed"], "memory_measured_bytes": peak and peak.measured}
+        return {"job_id": job_id, **body, "cost_usd": round(cost, 6), **seen}
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """Return a job's checkpoints, oldest first."""
@@ -299,9 +332,21 @@ class Service:
             self.store, self.home, source, name, now=self._clock(), progress=progress, python=python
         )
 
-    def add_dataset(self, source: str, name: str, progress: Progress = silent) -> Dataset:
-        """Import a JSONL file as a new version of `name`. Raises InvalidData, NoSpace, InvalidRequest."""
-        return catalog.add_dataset(self.store, self.home, source, name, now=self._clock(), progress=progress)
+    def add_dataset(self, source: str, name: str, progress: Progress = silent, **asked: Any) -> Dataset:
+        """Import rows as a new version of `name`; `asked`: `form`, `drop_bad` of `catalog.add_dataset`.
+
+        Raises InvalidData, naming the first bad rows unless `drop_bad` leaves them out; NoSpace, InvalidRequest.
+        """
+        now = self._clock()
+        return catalog.add_dataset(self.store, self.home, source, name, now=now, progress=progress, **asked)
+
+    def inspect_dataset(self, reference: str, model: str, **asked: Any) -> Inspection:
+        """Return what a model will see of a dataset; `asked` as in `catalog.inspect_dataset`. Takes seconds.
+
+        Raises UnknownReference, InvalidRequest, InvalidData.
+        """
+        python = self.settings.trainer_python
+        return catalog.inspect_dataset(self.home, self.dataset(reference), self.model(model), python=python, **asked)
 
     def remove_model(self, reference: str) -> AnyModel:
         """Remove a model; a folder that was imported in place stays. Raises UnknownReference, Conflict."""
@@ -350,11 +395,3 @@ class Service:
         writable = os.access(self.home.store, os.W_OK)
         store_state = "ok" if writable else "readonly"
         return {"status": "ok", "version": package_version(), "store": store_state, "workers": working}
-
-
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def clean_text(text: str) -> str:
-    """Return `text` without terminal control sequences, fit to be shown."""
-    return _CONTROL.sub("", text)

@@ -46,6 +46,7 @@ _KEY_TEXT = {
     "ctrl+q": "Ctrl+Q",
     "ctrl+c": "Ctrl+C",
     "f2": "F2",
+    "f3": "F3",
     "up": "↑",
     "down": "↓",
     "left": "←",
@@ -61,6 +62,7 @@ SCOPES = {
     "page": "Texts",
     "run": "Run",
     "new": "New run",
+    "datasets": "Datasets",
     "confirm": "Questions",
 }
 
@@ -81,6 +83,7 @@ def _job_actions(scope: str) -> tuple[Action, ...]:
 ACTIONS: tuple[Action, ...] = (
     Action("app.help", ("question_mark",), "Help", "Show every key", "app", "app.help", show=True),
     Action("app.runs", ("1",), "Runs", "Go to the list of runs", "app", "app.runs"),
+    Action("app.datasets", ("2",), "Datasets", "Go to the list of datasets", "app", "app.datasets"),
     Action("app.new", ("n",), "New run", "Set up and queue a new run", "app", "app.new", show=True),
     Action(
         "app.supervisor", ("S",), "Start supervisor", "Start the process that runs the queue", "app", "app.supervisor"
@@ -158,6 +161,24 @@ ACTIONS: tuple[Action, ...] = (
     Action("run.follow", ("f",), "Follow log", "Keep the newest log line in sight, or stay", "run", "follow"),
     *_job_actions("run"),
     Action("new.submit", ("f2",), "Submit", "Queue the run", "new", "submit", show=True),
+    Action(
+        "new.write",
+        ("f3",),
+        "JSON",
+        "Copy the request as JSON, and write it to a file for submit --file",
+        "new",
+        "write",
+        show=True,
+    ),
+    Action(
+        "datasets.open",
+        ("enter",),
+        "Inspect",
+        "Show which tokens of the dataset a model trains",
+        "datasets",
+        "open",
+        show=True,
+    ),
     Action("confirm.yes", ("y",), "Yes", "Do it", "confirm", "answer(True)", palette=False),
     Action(
         "confirm.no", ("n", "escape", "q"), "No", "Leave things as they are", "confirm", "answer(False)", palette=False

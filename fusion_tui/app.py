@@ -165,6 +165,13 @@ class FusionApp(App[str | None]):
         while len(self.screen_stack) > 1:
             self.pop_screen()
 
+    def action_datasets(self) -> None:
+        """Go to the list of datasets."""
+        from fusion_tui.screens.datasets import DatasetsScreen
+
+        if not isinstance(self.screen, DatasetsScreen):
+            self.push_screen(DatasetsScreen())
+
     def action_new(self) -> None:
         """Set up a new run."""
         from fusion_tui.screens.new import NewScreen

@@ -6,12 +6,15 @@ The rule: pure functions of their arguments; text that came from outside is clea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.text import Text
 
-from engine.service import Event, Job, clean_text, states
+from engine.recommend import Value
+from engine.resources import size_text
+from engine.service import Event, Job, states
+from engine.text import clean_text
 
 # A glyph and a word for each state, because colour alone says nothing on half of the terminals.
 _STATES: dict[str, tuple[str, str]] = {
@@ -105,6 +108,14 @@ def age(seconds: float) -> str:
     return "now"
 
 
+def window(advice: Value) -> str:
+    """Return the window of a recommended value, and why: `59 … 177 · one to 3 passes over the data`."""
+    if advice.low is None or advice.high is None:
+        return advice.why
+    low, high = (f"{one:.1e}" if isinstance(one, float) else str(one) for one in (advice.low, advice.high))
+    return f"{low} … {high} · {advice.why}"
+
+
 def eta(job: Job) -> str:
     """Return the time left of a working run."""
     return duration(job.eta_s) if job.state in states.ACTIVE else "–"
@@ -131,9 +142,39 @@ def _value(value: Any) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
+def _oom(what: Mapping[str, Any]) -> str:
+    return f"out of memory at step {what['step']}: going on with {what['rung']}, grad_accum {what['grad_accum']}"
+
+
+def _spike(what: Mapping[str, Any]) -> str:
+    why = "is no number" if what["why"] == "nan" else "stands out from the last steps"
+    return f"step {what['step']} skipped: loss {_value(what['loss'])}, grad norm {_value(what['grad_norm'])} {why}"
+
+
+def _memory(what: Mapping[str, Any]) -> str:
+    planned = f", planned {size_text(what['planned_bytes'])}" if what.get("planned_bytes") else ""
+    return f"took at most {size_text(what['peak_bytes'])} of memory ({what['phase']}{planned})"
+
+
+# Events whose payload reads as a sentence. A worker of another version may tell less: then it is shown as it is.
+_SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "oom": _oom,
+    "spike": _spike,
+    "memory": _memory,
+    "early_stop": lambda what: f"stopped early at step {what['step']}: the best was step {what['best_step']}",
+    "rollback": lambda what: f"back to step {what['step']} with {what['lr_scale']:g} of the learning rate",
+    "advice": lambda what: str(what["text"]),
+}
+
+
 def event(entry: Event) -> str:
     """Return what happened in words."""
     payload = dict(entry.payload)
+    if entry.kind in _SENTENCES:
+        try:
+            return clean(_SENTENCES[entry.kind](payload))
+        except (KeyError, TypeError, ValueError):
+            pass
     if entry.kind == "state":
         before, after = payload.pop("from", None), payload.pop("to", "?")
         words = f"{before} → {after}" if before else f"submitted, {after}"

@@ -11,13 +11,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from engine.errors import InvalidData, UnknownReference
+from engine.errors import UnknownReference
 from engine.service import Model, Service
 from engine.specs import JobRequest
 from fusion_tui.api import body, errors
 from fusion_tui.api import fusion_entries as entries
 from fusion_tui.api import fusion_models as models
 from fusion_tui.api.access import SCHEMES, needs
+from fusion_tui.api.fusion_plan import MemoryPlan
 from store.errors import NotFound
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
@@ -67,6 +68,23 @@ def submit_job(service: Engine, payload: body.JsonObject, response: Response) ->
     if not submission.created:
         response.status_code = 200
     return models.Job.of(submission.job)
+
+
+@router.post(
+    "/jobs/plan",
+    tags=["jobs"],
+    dependencies=TRAIN,
+    responses=errors.documented(400, 408, 413, 415),
+    openapi_extra=body.documented(JobRequest),
+)
+def plan_job(
+    service: Engine, payload: body.JsonObject, card_gb: Annotated[float | None, Query(gt=0, le=10_000)] = None
+) -> MemoryPlan:
+    """Return the memory that a job would need, here or on an NVIDIA card of `card_gb`; submit nothing.
+
+    The body is that of a job; its key and dataset may be left out, and its model may be a folder with a config.json.
+    """
+    return MemoryPlan.model_validate(service.plan(payload, card_gb=card_gb).document())
 
 
 @router.get("/jobs", tags=["jobs"], dependencies=READ, response_model_exclude_unset=True)
@@ -176,30 +194,6 @@ def get_model(service: Engine, model_id: Id) -> entries.ModelEntry:
     if not isinstance(entry, Model) or entry.id != model_id:
         raise NotFound(f"No job made a model with the id {model_id}.")
     return entries.ModelEntry.of(entry)
-
-
-@router.get("/datasets", tags=["datasets"], dependencies=READ)
-def list_datasets(service: Engine) -> list[entries.DatasetEntry]:
-    """List the datasets, every version."""
-    return [entries.DatasetEntry.model_validate(asdict(entry)) for entry in service.datasets()]
-
-
-@router.post(
-    "/datasets",
-    tags=["datasets"],
-    status_code=201,
-    dependencies=[needs("datasets")],
-    responses=errors.documented(400, 408, 413, 415),
-    openapi_extra=body.documented(entries.NewDataset),
-)
-def add_dataset(service: Engine, payload: body.JsonObject) -> entries.DatasetEntry:
-    """Register a file of this machine as a new version of `name`. The rows are read whole first, then copied."""
-    request = body.validated(entries.NewDataset, payload)
-    try:
-        entry = service.add_dataset(request.path, request.name)
-    except PermissionError:
-        raise InvalidData(f"{request.path} may not be read by this user. Change its permissions or copy it.") from None
-    return entries.DatasetEntry.model_validate(asdict(entry))
 
 
 @router.get("/keys", tags=["server"], dependencies=READ)

@@ -52,6 +52,21 @@ class Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class StoredPlan(Answer):
+    """The memory plan of a job as of its submit, in bytes."""
+
+    needed: int = Field(description="What the run is expected to take, corrected.")
+    planned: int = Field(description="The sum of the parts.")
+    correction: float = Field(description="Measured over planned of earlier runs of this mode on this device.")
+    runs: int = Field(description="How many runs the correction comes from.")
+    mode: str = Field(description="full, lora or qlora, and what is recomputed.")
+    phase: str = Field(description="Where the peak lies.")
+    parts: dict[str, int] = Field(description="Of that phase.")
+    phases: dict[str, int] = Field(description="The sum of each phase, not corrected.")
+    device: str
+    total: int = Field(description="What the device has; 0 where it does not tell.")
+
+
 class Job(Answer):
     """A job. `error` is there only when it failed."""
 
@@ -77,6 +92,7 @@ class Job(Answer):
     tags: list[str]
     notes: str
     stop_requested: bool
+    plan: StoredPlan | None = Field(description="Memory; null where the model's could not be planned.")
 
     @classmethod
     def of(cls, job: rows.Job) -> Job:
@@ -169,9 +185,12 @@ class Result(Answer):
     gpu_seconds: Measure = None
     tokens_processed: int | None = None
     cost_usd: Measure = None
+    memory_planned_bytes: int | None = None
+    memory_measured_bytes: int | None = Field(None, description="The most that the run took on its device.")
     rows_trained: int | None = None
     rows_held_out: int | None = None
     truncated_rows: int | None = None
+    dropped_rows: int | None = None
     sample_prompt: str | None = Field(
         None, description="From the held-out rows; what the model wrote before and after."
     )

@@ -19,9 +19,10 @@ from fastapi import FastAPI
 from engine.errors import EngineError
 from engine.service import Service, package_version
 from engine.specs import JobRequest
-from fusion_tui.api import body, errors, fusion
+from fusion_tui.api import body, errors, fusion, fusion_datasets, recommend
 from fusion_tui.api.fusion_entries import NewDataset
 from fusion_tui.api.guard import MAX_HEADER_BYTES, Guard
+from fusion_tui.api.recommend import RecommendRequest
 from fusion_tui.api.wire import BoundedH11Protocol
 
 START_DEADLINE_S = 20.0
@@ -37,7 +38,7 @@ class Api(FastAPI):
         """Return the OpenAPI document."""
         if not self.openapi_schema:
             document = super().openapi()
-            document["components"]["schemas"].update(body.schemas([JobRequest, NewDataset]))
+            document["components"]["schemas"].update(body.schemas([JobRequest, NewDataset, RecommendRequest]))
         assert self.openapi_schema is not None
         return self.openapi_schema
 
@@ -56,6 +57,8 @@ def create_app(service: Service) -> FastAPI:
     for prefix in ("", "/api"):
         app.include_router(fusion.open_router, prefix=prefix)
         app.include_router(fusion.router, prefix=prefix)
+        app.include_router(fusion_datasets.router, prefix=prefix)
+        app.include_router(recommend.router, prefix=prefix)
     errors.install(app)
     app.add_middleware(Guard, service=service)
     return app

@@ -31,6 +31,7 @@ MODULES = {
     "rm": "runs",
     "models": "catalog",
     "datasets": "catalog",
+    "recommend": "recommend",
     "token": "serve",
     "keys": "serve",
 }

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import click
 
 from engine.errors import EngineError, InvalidRequest
-from engine.service import Service, clean_text
+from engine.service import Service
+from engine.text import clean_text
 from store import StoreError
 
 Command = TypeVar("Command", bound=Callable[..., Any])

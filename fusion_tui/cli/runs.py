@@ -14,9 +14,11 @@ from typing import Any
 import click
 
 from engine.errors import Fault, InvalidRequest
-from engine.service import Job, Point, clean_text, states
+from engine.service import Job, Point, states
+from engine.text import clean_text
 from fusion_tui import daemon
 from fusion_tui.api import fusion_models as answers
+from fusion_tui.cli import plans
 from fusion_tui.cli.output import Session, document, json_option, pass_session, say, table
 from fusion_tui.cli.watching import duration, follow, status_line
 
@@ -63,6 +65,9 @@ def _request_file(path: Path | None) -> dict[str, Any]:
 @click.option("--name", help="Name of the run.")
 @click.option("--key", help="Idempotency key: the same key again is the same run.")
 @click.option("--wait", is_flag=True, help="Follow the run to its end; exit 1 unless it completes.")
+@click.option("--force", is_flag=True, help="Queue it even with a learning rate that is likely to diverge.")
+@click.option("--dry-run", is_flag=True, help="Print the memory plan and submit nothing; exit 1 if it cannot fit.")
+@click.option("--card", type=click.FloatRange(min=0.1), metavar="GB", help="Plan for an NVIDIA card of this size.")
 @json_option
 @pass_session
 def submit(
@@ -76,9 +81,12 @@ def submit(
     name: str | None,
     key: str | None,
     wait: bool,
+    force: bool,
+    dry_run: bool,
+    card: float | None,
     as_json: bool,
 ) -> None:
-    """Queue a run. TYPE: finetune."""
+    """Queue a run. TYPE: finetune. With --dry-run the model may be a folder with no more than a config.json."""
     request = _request_file(file)
     given = {"type": type_, "base_model_id": model, "dataset_id": dataset, "name": name, "idempotency_key": key}
     request |= {field: value for field, value in given.items() if value is not None}
@@ -87,7 +95,15 @@ def submit(
     request["hyperparams"] = {**(request.get("hyperparams") or {}), **_settings(pairs)}
     request.setdefault("idempotency_key", str(uuid.uuid4()))
     service = session.service
-    submission = service.submit(request)
+    if card is not None and not dry_run:
+        raise InvalidRequest([Fault(("--card",), "goes with --dry-run: a run takes the card of this machine")])
+    if dry_run:
+        report = service.plan(request, card_gb=card)
+        plans.show_plan(report, as_json=as_json)
+        sys.exit(1 if report.verdict == "too_large" else 0)
+    submission = service.submit(request, careful=not force)
+    if submission.advice:
+        say(f"Note: {submission.advice}.")
     daemon.ensure_running(service.home)
     job = submission.job
     if not submission.created:
@@ -167,6 +183,9 @@ def show(session: Session, *, job_ref: str, as_json: bool) -> None:
         click.echo(f"error: {clean_text(job.error)}")
     if job.output_model_id:
         click.echo(f"model: {service.name_of(job.output_model_id)} ({job.output_model_id})")
+    measured = (service.result(job.id) or {}).get("memory_measured_bytes")
+    if memory := plans.memory_line(job.plan["needed"] if job.plan else None, measured):
+        click.echo(memory)
     for key, value in job.hyperparams.items():
         click.echo(f"  {key} = {value}")
 
@@ -262,6 +281,8 @@ def result_text(result: dict[str, Any]) -> str:
         f"loss {result['loss_final']:.3f} · {result['tokens_processed']:,} tokens · {duration(result['gpu_seconds'])} "
         f"on the device · {result['params_after']:,} parameters",
     ]
+    if memory := plans.memory_line(result["memory_planned_bytes"], result["memory_measured_bytes"]):
+        lines.append(memory)
     if result["cost_usd"]:
         lines.append(f"cost ${result['cost_usd']:.2f}")
     return "\n".join(lines)

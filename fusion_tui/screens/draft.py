@@ -5,6 +5,7 @@ The rule: names, defaults and limits of settings are read from the job type's ow
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from fusion_tui import format as fmt
 
 JOB_TYPE = "finetune"
 FIELDS: Mapping[str, FieldInfo] = HYPERPARAMS[JOB_TYPE].model_fields
-COMMON = ("steps", "lr", "seq_len", "batch_size", "lora_rank", "output_name")
+COMMON = ("steps", "lr", "seq_len", "batch_size", "grad_accum", "training_type", "lora_rank", "output_name")
 ADVANCED = tuple(name for name in FIELDS if name not in COMMON)
 
 _SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -28,10 +29,7 @@ Entry = TypeVar("Entry", AnyModel, Dataset)
 
 def default_text(name: str) -> str:
     """Return a setting's default as typed into its field."""
-    value = FIELDS[name].default
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return typed_text(FIELDS[name].default)
 
 
 def choices(name: str) -> tuple[str, ...]:
@@ -57,6 +55,13 @@ def hint(name: str) -> str:
     return f"{words} {', '.join(limits)}".strip()
 
 
+def typed_text(value: Any) -> str:
+    """Return a setting's value as typed into its field."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def reference(entry: Entry, entries: Sequence[Entry]) -> str:
     """Return the shortest text that means this entry: its name where it is the newest of that name, else its id."""
     newest = max((one for one in entries if one.name == entry.name), key=lambda one: one.version)
@@ -77,9 +82,15 @@ class Draft:
         typed = {name: text.strip() for name, text in self.values.items()}
         return {name: text for name, text in typed.items() if text and text != default_text(name)}
 
+    @property
+    def subject(self) -> tuple[str, str, str] | None:
+        """What recommended settings depend on: model, dataset, kind of training; None while one is missing."""
+        kind = self.values.get("training_type", "")
+        return (self.model.id, self.dataset.id, kind) if self.model and self.dataset else None
+
     def payload(self, key: str) -> dict[str, Any]:
         """Return the request, under an idempotency key."""
-        source = _source(self.model) if self.model else {}
+        source = {_source(self.model): self.model.id} if self.model else {}
         return {
             "type": JOB_TYPE,
             "idempotency_key": key,
@@ -87,6 +98,12 @@ class Draft:
             **({"dataset_id": self.dataset.id} if self.dataset else {}),
             "hyperparams": self.changed,
         }
+
+    def document(self, model: str, dataset: str) -> dict[str, Any]:
+        """Return the request as a file for `submit --file`: names for ids, numbers for texts, no key."""
+        source = _source(self.model) if self.model else "base_model_id"
+        settings = {name: _value(name, text) for name, text in self.changed.items()}
+        return {"type": JOB_TYPE, source: model, "dataset_id": dataset, "hyperparams": settings}
 
     def command(self, model: str, dataset: str) -> str:
         """Return the command that submits the same."""
@@ -96,5 +113,15 @@ class Draft:
         return shlex.join(words)
 
 
-def _source(model: AnyModel) -> dict[str, str]:
-    return {"base_model_id" if isinstance(model, BaseModel) else "source_model_id": model.id}
+def _source(model: AnyModel) -> str:
+    return "base_model_id" if isinstance(model, BaseModel) else "source_model_id"
+
+
+def _value(name: str, text: str) -> Any:
+    """Return a typed text as JSON holds it, unless the setting is a text or the text is no number."""
+    if FIELDS[name].annotation not in (int, float, bool):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

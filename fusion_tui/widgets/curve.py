@@ -6,6 +6,7 @@ The rule: pure functions; what leaves here is finite, ordered by x, and at most 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ METRICS: dict[str, str] = {
     "throughput": "tok/s",
     "vram_gb": "memory GB",
 }
+
+# What is marked on a chart, later ones over earlier: saved states, and events with the step that they happened at.
+MARKS = ("checkpoint", "resume", "oom", "spike", "rollback", "early_stop")
 
 Line = tuple[list[float], list[float]]
 
@@ -113,11 +117,18 @@ def _marks(
     events: Sequence[Event],
     checkpoints: Sequence[Checkpoint],
 ) -> tuple[tuple[str, float], ...]:
-    steps = [("checkpoint", one.step) for one in checkpoints if one.state == "published"]
-    steps += [("resume", one.payload["step"]) for one in events if one.kind == "resume" and "step" in one.payload]
-    at = {point.step: x_of(point) for point in points} if steps else {}
-    placed = ((kind, at.get(step)) for kind, step in steps)
-    return tuple((kind, x) for kind, x in placed if x is not None)
+    found = {("checkpoint", one.step) for one in checkpoints if one.state == "published"}
+    found |= {(one.kind, one.payload["step"]) for one in events if one.kind in MARKS and "step" in one.payload}
+    if not found:
+        return ()
+    placed = [(point.step, x) for point in points if (x := x_of(point)) is not None]
+    marks = []
+    for kind, step in sorted(found, key=lambda mark: (MARKS.index(mark[0]), mark[1])):
+        # A step that was interrupted has no point yet: its mark stands where the curve has come to.
+        before = bisect_right(placed, step, key=lambda place: place[0])
+        if before:
+            marks.append((kind, placed[before - 1][1]))
+    return tuple(marks)
 
 
 def trace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -13,9 +13,12 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from engine.resources import size_text
+from engine.service import Point
 from fusion_tui import format as fmt
 from fusion_tui.actions import bindings
 from fusion_tui.messages import RunView
+
+STEPS_TIMED = 100  # the last ones, whose mean is shown
 
 
 class Page(VerticalScroll):
@@ -105,18 +108,43 @@ class CheckpointsPage(Page):
 
 
 class ResultPage(Page):
-    """What the run brought: perplexity before and after, size, time, cost."""
+    """What the run brought: perplexity before and after, size, time, cost; and from its first step, what it takes."""
 
     def data(self, view: RunView) -> object:
-        """There is one at the end."""
-        return view.job.id, view.job.state, view.result
+        """The figures that change while the run works, as they are shown."""
+        return view.job.id, view.job.state, view.result, tuple(_measured(view))
 
     def draw(self, view: RunView) -> Table | Text:
         """The figures in words."""
-        if view.result is None:
-            ended = "The run ended without a result." if view.job.finished else "The result comes with the run's end."
-            return Text(ended)
-        return grid(_result(view.result))
+        rows: list[tuple[str | Text, ...]] = [*_measured(view)]
+        if view.result is not None:
+            return grid([*_result(view.result), *rows, *_samples(view.result)])
+        ended = "The run ended without a result." if view.job.finished else "The result comes with the run's end."
+        return grid([("result", ended), *rows])
+
+
+def _measured(view: RunView) -> Iterator[tuple[str, str]]:
+    """Yield what the run takes, planned and measured: memory, and how the time of its last steps is spent."""
+    plan, result = view.job.plan or {}, view.result or {}
+    peak = (
+        result.get("memory_measured_bytes") or max((point.vram_gb or 0.0 for point in view.points), default=0.0) * 1e9
+    )
+    known = [("planned", plan.get("needed")), ("measured" if view.job.finished else "so far", peak)]
+    if memory := ", ".join(f"{word} {size_text(int(amount))}" for word, amount in known if amount):
+        yield "memory", memory
+    steps = [point for point in view.points[-STEPS_TIMED:] if point.step_s is not None]
+    if not steps:
+        return
+    whole = _mean(steps, "step_s")
+    parts = [(part, _mean(steps, f"{part}_s")) for part in ("data", "forward", "backward", "optimizer")]
+    split = [f"{part} {fmt.percent(mean / whole)}" for part, mean in parts if mean and whole]
+    if saving := _mean(steps, "save_s"):
+        split.append(f"and {saving:.2g} s to save")
+    yield "a step", " · ".join([f"{whole:.2g} s", *split])
+
+
+def _mean(points: Sequence[Point], field: str) -> float:
+    return sum(getattr(point, field) or 0.0 for point in points) / len(points)
 
 
 def _result(result: Mapping[str, Any]) -> list[tuple[str | Text, ...]]:
@@ -129,8 +157,21 @@ def _result(result: Mapping[str, Any]) -> list[tuple[str | Text, ...]]:
         ("parameters", " → ".join(fmt.count(get(key)) for key in ("params_before", "params_after") if get(key))),
         ("device time", fmt.duration(get("gpu_seconds"))),
         ("tokens", fmt.count(get("tokens_processed"))),
+        ("rows", _rows(result)),
         ("cost", f"${get('cost_usd', 0.0):.4f}" if get("cost_usd") else "not counted: set usd_per_gpu_hour"),
     ]
-    samples = (("prompt", "sample_prompt"), ("before", "sample_before"), ("after", "sample_after"))
-    rows += [(title, fmt.clean(str(result[key])) or "(nothing)") for title, key in samples if get(key) is not None]
     return [row for row in rows if row[1]]
+
+
+def _rows(result: Mapping[str, Any]) -> str:
+    """Say what became of the dataset's rows; none is lost in silence."""
+    names = {"rows_trained": "trained on", "rows_held_out": "held out", "truncated_rows": "cut short"}
+    names["dropped_rows"] = "left out"
+    return ", ".join(f"{result[key]:,} {word}" for key, word in names.items() if result.get(key) is not None)
+
+
+def _samples(result: Mapping[str, Any]) -> list[tuple[str | Text, ...]]:
+    samples = (("prompt", "sample_prompt"), ("before", "sample_before"), ("after", "sample_after"))
+    return [
+        (title, fmt.clean(str(result[key])) or "(nothing)") for title, key in samples if result.get(key) is not None
+    ]

@@ -1,4 +1,4 @@
-"""The live chart of one run: raw and smoothed values, evaluations, a caption in words.
+"""The live chart of one run: raw and smoothed values, evaluations, marks, a caption and a legend in words.
 
 The rule: it draws at most four times a second, and only when its points, its look or its size changed.
 """
@@ -6,6 +6,8 @@ The rule: it draws at most four times a second, and only when its points, its lo
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable
 
 from rich.text import Text
 from textual import events
@@ -16,9 +18,10 @@ from engine.service import Point
 from fusion_tui import format as fmt
 from fusion_tui.messages import RunView
 from fusion_tui.widgets.curve import METRICS, SMOOTHING, Curve, Look, trace
-from fusion_tui.widgets.plot import EVAL, RAW, SMOOTHED, draw
+from fusion_tui.widgets.plot import EVAL, RAW, SIGNS, SMOOTHED, draw
 
 DRAW_EVERY_S = 0.25
+LEAST_FOR_LEGEND = 8  # lines of the box; below, the curve needs them all
 
 
 class LossChart(Static):
@@ -88,8 +91,12 @@ class LossChart(Static):
             return Text("")
         curve = trace(view.points, self.look, view.events, view.checkpoints)
         caption = _caption(curve, self.look)
+        parts = [caption, draw(curve, self.look, width, height - 1)]
+        if height >= LEAST_FOR_LEGEND and (legend := _legend(curve)):
+            parts = [caption, draw(curve, self.look, width, height - 2), legend]
+            legend.truncate(width, overflow="ellipsis")
         caption.truncate(width, overflow="ellipsis")
-        return Text("\n").join([caption, draw(curve, self.look, width, height - 1)])
+        return Text("\n").join(parts)
 
 
 def _caption(curve: Curve, look: Look) -> Text:
@@ -104,3 +111,26 @@ def _caption(curve: Curve, look: Look) -> Text:
         parts.append(Text(f"◆ eval {fmt.number(judged)}", style=f"color({EVAL})"))
     parts.append(Text(f"by {look.axis}{', log y' if look.log_y else ''}", style="dim"))
     return Text(" · ").join(parts)
+
+
+def _legend(curve: Curve) -> Text:
+    """Say what the marks mean and how many there are of each; empty where there are none."""
+    words: dict[str, Callable[[int], str]] = {
+        "resume": lambda count: f"resumed{_times(count)}",
+        "oom": lambda count: f"out of memory{_times(count)}",
+        "spike": lambda count: f"{count} skipped",
+        "rollback": lambda count: f"lr halved{_times(count)}",
+        "early_stop": lambda _: "stopped early",
+        "checkpoint": lambda count: fmt.plural(count, "checkpoint"),  # last: it is the first to be cut off
+    }
+    counts = Counter(kind for kind, _ in curve.marks)
+    signs = {kind: SIGNS[kind] for kind in words if counts[kind]}
+    parts = [
+        Text.assemble((sign, f"color({color})"), f" {words[kind](counts[kind])}")
+        for kind, (sign, color) in signs.items()
+    ]
+    return Text(" · ").join(parts)
+
+
+def _times(count: int) -> str:
+    return f" {count} times" if count > 1 else ""

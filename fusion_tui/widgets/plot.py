@@ -14,8 +14,17 @@ from fusion_tui import format as fmt
 from fusion_tui.widgets.curve import Curve, Line, Look
 
 # 256-colour numbers that are readable on dark and on light ground; the markers differ too, for terminals without.
-RAW, SMOOTHED, EVAL, CHECKPOINT, RESUME = 245, 33, 208, 240, 133
+RAW, SMOOTHED, EVAL = 245, 33, 208
 RAW_MARKER, LINE_MARKER, EVAL_MARKER = "·", "braille", "◆"
+# The sign at the top of each kind of mark, and its colour.
+SIGNS: dict[str, tuple[str, int]] = {
+    "checkpoint": ("▪", 240),
+    "resume": ("↻", 133),
+    "oom": ("▼", 166),
+    "spike": ("✗", 160),
+    "rollback": ("↓", 160),
+    "early_stop": ("■", 71),
+}
 LEAST_WIDTH, LEAST_HEIGHT = 16, 4
 
 
@@ -31,9 +40,10 @@ def draw(curve: Curve, look: Look, width: int, height: int) -> Text:
     plt.plot_size(width, height)
     plt.xaxes(True, False)
     plt.yaxes(True, False)
-    _scale(plt, curve, look, width, height)
+    top = _scale(plt, curve, look, width, height)
     for kind, x in curve.marks:
-        plt.vertical_line(x, color=RESUME if kind == "resume" else CHECKPOINT)
+        if kind != "spike":  # there may be many
+            plt.vertical_line(x, color=SIGNS[kind][1])
     if curve.smoothed[0]:
         _line(plt, curve.raw, look, RAW_MARKER, RAW)
         _line(plt, curve.smoothed, look, LINE_MARKER, SMOOTHED)
@@ -41,6 +51,9 @@ def draw(curve: Curve, look: Look, width: int, height: int) -> Text:
         _line(plt, curve.raw, look, LINE_MARKER, SMOOTHED)
     if curve.evals[0]:
         plt.scatter(curve.evals[0], _ys(curve.evals, look), marker=EVAL_MARKER, color=EVAL)
+    for kind, x in curve.marks:
+        sign, color = SIGNS[kind]
+        plt.text(sign, x=x, y=top, alignment="center", color=color)
     drawn = Text.from_ansi(plt.build().rstrip("\n"), no_wrap=True, end="")
     plt.clear_figure()
     return drawn
@@ -55,7 +68,8 @@ def _ys(line: Line, look: Look) -> list[float]:
     return [math.log10(y) for y in line[1]] if look.log_y else line[1]
 
 
-def _scale(plt: Any, curve: Curve, look: Look, width: int, height: int) -> None:
+def _scale(plt: Any, curve: Curve, look: Look, width: int, height: int) -> float:
+    """Set limits and ticks of both axes; return the upper end of the y axis."""
     lines = (curve.raw, curve.smoothed, curve.evals)
     xs = [x for line in lines for x in line[0]]
     ys = [y for line in lines for y in _ys(line, look)]
@@ -67,6 +81,7 @@ def _scale(plt: Any, curve: Curve, look: Look, width: int, height: int) -> None:
     plt.ylim(low, high)
     ticks = (_log_ticks if look.log_y else _ticks)(low, high, max(3, height // 4))
     plt.yticks(ticks, [fmt.number(10**tick if look.log_y else tick, 3) for tick in ticks])
+    return high
 
 
 def _span(low: float, high: float) -> tuple[float, float]:

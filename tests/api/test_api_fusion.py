@@ -21,7 +21,7 @@ UNKNOWN = str(uuid.UUID(int=99))
 JOB_FIELDS = {
     *("id", "type", "status", "retries", "last_checkpoint_step", "output_model_id"),
     *("created_at", "started_at", "finished_at", "hyperparams", "base_model_id", "source_model_id", "dataset_id"),
-    *("progress", "eta_s", "step", "total_steps", "name", "tags", "notes", "stop_requested"),
+    *("progress", "eta_s", "step", "total_steps", "name", "tags", "notes", "stop_requested", "plan"),
 }
 
 
@@ -182,7 +182,7 @@ def test_a_result_is_404_until_it_exists_and_then_costs_what_the_user_said(http,
         **{"job_id": job_id, "ppl_baseline": None, "ppl_final": None, "ppl_delta_pct": None, "loss_final": 1.5},
         **{"params_before": None, "params_after": 12, "params_delta": None, "function_preservation": None},
         **{"gpu_seconds": 1800.0, "tokens_processed": None, "cost_usd": 1.0},
-        **dict.fromkeys(("rows_trained", "rows_held_out", "truncated_rows")),
+        **dict.fromkeys(("rows_trained", "rows_held_out", "truncated_rows", "dropped_rows")),
         **dict.fromkeys(("sample_prompt", "sample_before", "sample_after")),
     }
 
@@ -255,7 +255,7 @@ def test_the_catalogue_is_listed_in_the_dialects_fields(http):
     (data,) = [entry for entry in http.get("/datasets").json() if entry["name"] == "rows"]
     assert data == {
         **{"id": id_of["data"], "name": "rows", "version": 1, "shard_count": 1, "bytes": 99, "status": "ready"},
-        **{"created_at": "1970-01-01T00:00:02.250Z", "rows": 3, "format": "text"},
+        **{"created_at": "1970-01-01T00:00:02.250Z", "rows": 3, "format": "text", "facts": {}},
     }
 
 

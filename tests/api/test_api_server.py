@@ -28,6 +28,7 @@ ROUTES = {
     *(("post", f"/jobs/{{id}}/{verb}") for verb in ("cancel", "retry")),
     *(("get", path) for path in ("/base-models", "/models", "/models/{id}", "/datasets", "/keys")),
     ("post", "/datasets"),
+    ("get", "/datasets/{id}/inspect"),
 }
 
 

@@ -154,3 +154,36 @@ def test_a_watch_ends_its_wait_when_a_process_ends(spawn: Spawn) -> None:
 def test_a_tool_that_fails_is_told_by_its_last_words() -> None:
     with pytest.raises(RuntimeError, match=r"No module named engine\.nonesuch"):
         process.run_tool("engine.nonesuch", [])
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Write a tool and return its module's name."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def write(script: str) -> str:
+        (tmp_path / "some_tool.py").write_text(f"import sys, time\nfrom pathlib import Path\n{script}\n")
+        return "some_tool"
+
+    return write
+
+
+def test_a_tool_tells_how_far_it_is_and_answers_at_length(tool: Callable[[str], str]) -> None:
+    told: list[str] = []
+    script = "print('progress: half', file=sys.stderr); print('a warning', file=sys.stderr); print('x' * 300_000)"
+    assert process.run_tool(tool(script), [], tell=told.append) == "x" * 300_000 + "\n"
+    assert told == ["half"]
+
+
+def test_the_last_words_of_a_tool_are_none_of_its_progress(tool: Callable[[str], str]) -> None:
+    script = "print('it broke', file=sys.stderr); print('progress: half', file=sys.stderr); sys.exit(1)"
+    with pytest.raises(RuntimeError, match=r"^it broke$"):
+        process.run_tool(tool(script), [])
+
+
+def test_a_tool_that_is_stopped_is_gone(tool: Callable[[str], str], tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    script = f"import os; Path({str(note)!r}).write_text(str(os.getpid())); time.sleep(300)"
+    with pytest.raises(RuntimeError, match="it was stopped"):
+        process.run_tool(tool(script), [], stopped=lambda: note.exists() and bool(note.read_text()))
+    assert process.identify(int(note.read_text())) is None

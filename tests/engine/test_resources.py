@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
+import psutil
 import pytest
 
 from engine import resources
 from engine.errors import EngineError, NoSpace
-
-
-class Driver:
-    """The part of NVML that is used, for a machine with cards; no driver is on a test machine."""
-
-    NVML_TEMPERATURE_GPU = 0
-
-    class NVMLError(Exception):
-        """The driver's own error."""
-
-    def __init__(self, *names: str, tells_memory: bool = True, lost: bool = False) -> None:
-        self._names = names
-        self._tells_memory = tells_memory
-        self._lost = lost
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        if self._lost:
-            raise self.NVMLError("GPU is lost")
-        return len(self._names)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
-        return self._names[index]
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        return next(name for name in self._names if uuid == f"GPU-{name}")
-
-    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802
-        if not self._tells_memory:
-            raise self.NVMLError("not supported")
-        return SimpleNamespace(used=1, total=2)
-
-    def nvmlDeviceGetName(self, handle: str) -> str:  # noqa: N802
-        return handle
-
-    def _no_sensor(self, *arguments: object) -> float:
-        raise self.NVMLError("not supported")
-
-    nvmlDeviceGetPowerUsage = nvmlDeviceGetUtilizationRates = nvmlDeviceGetTemperature = _no_sensor  # noqa: N815
+from engine.resources import Device, Holder
+from tests.engine.nvml import Card, Driver
 
 
 @pytest.mark.parametrize(
@@ -96,3 +60,38 @@ def test_room_is_asked_for_with_a_fifth_to_spare(tmp_path: Path) -> None:
     free = resources.free_bytes(tmp_path)
     with pytest.raises(NoSpace, match=r"No disk space for it.*FUSION_HOME"):
         resources.need_space(tmp_path, free, "it")
+
+
+def test_the_processes_on_a_card_are_named_with_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = 2**22 + 1  # above any pid
+    card = Card("a", compute={os.getpid(): 100, gone: None}, graphics={os.getpid(): 100, 1: 300})
+    monkeypatch.setattr(resources, "_nvml", lambda: Driver("other", card))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = resources.holders(resources.devices()[1])
+    assert [(holder.pid, holder.bytes) for holder in found] == [(1, 300), (os.getpid(), 100), (gone, 0)]
+    assert found[1].name == psutil.Process().name()
+    assert [str(holder) for holder in found[2:]] == [f"a process (pid {gone})"]
+    assert str(Holder(7, "python", 8_100_000_000)) == "python (pid 7, 8.1 GB)"
+
+
+def test_a_card_that_names_no_process_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver("a")
+    monkeypatch.setattr(resources, "_nvml", lambda: driver)
+    monkeypatch.setattr(driver, "nvmlDeviceGetComputeRunningProcesses", driver.nvmlDeviceGetPowerUsage)
+    assert resources.holders(Device("cuda:0", "a", 1, 2)) == []
+    assert resources.holders(Device("cuda:9", "b", 1, 2)) == []
+
+
+def test_in_main_memory_the_largest_process_is_named() -> None:
+    found = resources.holders(Device("cpu", "CPU", 1, 2), at_most=2)
+    everyone = {process.pid for process in psutil.process_iter()}
+    assert 1 <= len(found) <= 2
+    assert found == sorted(found, key=lambda holder: -holder.bytes)
+    assert found[0].bytes >= psutil.Process().memory_info().rss
+    assert everyone & {holder.pid for holder in found}
+
+
+def test_what_is_free_is_what_is_not_used() -> None:
+    assert Device("cuda:0", "a", 3, 10).memory_free == 7
+    assert Device("cuda:0", "a", 0, 0).memory_free == 0
+    assert [Device(name, "", 0, 0).type for name in ("cuda:1", "mps", "cpu")] == ["cuda", "mps", "cpu"]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from engine.errors import Conflict, InvalidRequest, UnknownReference
 from engine.paths import Home
-from engine.service import Model, NotFound, Service, clean_text
+from engine.service import Model, NotFound, Service
 from engine.settings import Settings
+from engine.text import clean_text
 from store import catalog, jobs, telemetry
 from tests.engine.conftest import Clock, request_for, start
 

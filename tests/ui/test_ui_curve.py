@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.service import Checkpoint, Event, Point
-from fusion_tui.widgets.curve import LIMIT, Look, decimate, smooth, trace
-from fusion_tui.widgets.plot import draw
+from fusion_tui.widgets.curve import LIMIT, MARKS, Look, decimate, smooth, trace
+from fusion_tui.widgets.plot import SIGNS, draw
 from tests.ui.driving import curve
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
@@ -57,13 +57,33 @@ def test_evaluations_stand_where_the_training_had_come_to() -> None:
     assert trace(points, Look(metric="lr")).evals == ([], [])
 
 
-def test_marks_stand_at_published_checkpoints_and_resumes() -> None:
-    def checkpoint(step: int, state: str) -> Checkpoint:
-        return Checkpoint(str(step), "j", step, 0.0, None, None, None, "/", 1, state, 0.0)
+def event(kind: str, step: int) -> Event:
+    return Event(1, 0.0, kind, {"step": step})
 
-    resumed = Event(1, 0.0, "resume", {"step": 5})
-    shown = trace(curve(range(1, 11)), Look(), [resumed], [checkpoint(4, "removed"), checkpoint(8, "published")])
-    assert shown.marks == (("checkpoint", 8.0), ("resume", 5.0))
+
+def saved(step: int, state: str = "published") -> Checkpoint:
+    return Checkpoint(str(step), "j", step, 0.0, None, None, None, "/", 1, state, 0.0)
+
+
+def test_marks_stand_at_published_checkpoints_and_at_what_happened() -> None:
+    happened = [event("early_stop", 10), event("spike", 7), event("spike", 7), event("resume", 5), event("hold", 3)]
+    shown = trace(curve(range(1, 11)), Look(), happened, [saved(4, "removed"), saved(8)])
+    assert shown.marks == (("checkpoint", 8.0), ("resume", 5.0), ("spike", 7.0), ("early_stop", 10.0))
+
+
+@pytest.mark.parametrize(("axis", "x"), [("step", 10.0), ("tokens", 10_240.0), ("time", 18.0)])
+def test_a_mark_of_a_step_without_a_point_stands_where_the_curve_has_come_to(axis: str, x: float) -> None:
+    assert trace(curve(range(1, 11)), Look(axis=axis), [event("oom", 11)]).marks == (("oom", x),)
+    assert trace(curve(range(5, 11)), Look(axis=axis), [event("oom", 2)]).marks == ()
+    assert trace([], Look(axis=axis), [event("oom", 2)]).marks == ()
+
+
+def test_marks_are_told_apart_without_colour() -> None:
+    happened = [event(kind, 20 * place) for place, kind in enumerate(MARKS[1:], start=1)]
+    shown = trace(curve(range(1, 121)), Look(), happened, [saved(10)])
+    top = draw(shown, Look(), 100, 16).plain.split("\n")[0]
+    assert [sign for sign in top if sign in {sign for sign, _ in SIGNS.values()}] == [SIGNS[kind][0] for kind in MARKS]
+    assert len({sign for sign, _ in SIGNS.values()}) == len(MARKS)
 
 
 @given(
@@ -72,12 +92,16 @@ def test_marks_stand_at_published_checkpoints_and_resumes() -> None:
     height=st.integers(0, 45),
     log_y=st.booleans(),
     axis=st.sampled_from(["step", "tokens", "time"]),
+    marks=st.lists(st.tuples(st.sampled_from(MARKS[1:]), st.integers(0, 80)), max_size=6),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_values_are_drawn_into_any_box(ys: list[float], width: int, height: int, log_y: bool, axis: str) -> None:
+def test_any_values_are_drawn_into_any_box(  # noqa: PLR0917  (hypothesis names them)
+    ys: list[float], width: int, height: int, log_y: bool, axis: str, marks: list[tuple[str, int]]
+) -> None:
     points = [Point(step, "train", float(step), loss=y, tokens=step * 7) for step, y in enumerate(ys)]
     look = Look(axis=axis, log_y=log_y)
-    lines = draw(trace(points, look), look, width, height).plain.split("\n")
+    shown = trace(points, look, [event(kind, step) for kind, step in marks])
+    lines = draw(shown, look, width, height).plain.split("\n")
     assert len(lines) <= max(height, 1)
     assert all(len(line) <= max(width, len("too small for a chart")) for line in lines)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from engine.service import Point, Service
 from fusion_tui.screens.run import RunScreen
 from fusion_tui.widgets.loss_chart import LossChart
-from store import jobs, telemetry
+from store import jobs, memory_peaks, telemetry
 from tests.ui.driving import LARGE, SMALL, Runs, curve, open_app, screen_text, sees, until
 
 SIZES = pytest.mark.parametrize("size", [SMALL, LARGE], ids=["80x24", "160x45"])
@@ -157,6 +159,89 @@ async def test_the_result_says_what_the_run_brought(service: Service, runs: Runs
         await sees(pilot, "446.1 → 12.30  (-97.2 %)", "135M", "1m30s")
         await pilot.press("right")
         await sees(pilot, "No checkpoint yet")
+
+
+def happen(service: Service, job_id: str, *events: tuple[str, dict[str, object]]) -> None:
+    """Ingest events as a worker reports them."""
+    with service.store.write() as db:
+        for kind, payload in events:
+            jobs.add_event(db, job_id, kind, payload, now=1.0)
+
+
+RUNG = "batch_size 1, gradient_checkpointing none"
+EVENTS: tuple[tuple[str, dict[str, object]], ...] = (
+    ("oom", {"step": 3, "rung": RUNG, "batch_size": 1, "grad_accum": 2, "gradient_checkpointing": "none"}),
+    ("spike", {"step": 70, "loss": 9.25, "grad_norm": 31.5, "why": "spike"}),
+    ("spike", {"step": 90, "loss": "nan", "grad_norm": "inf", "why": "nan"}),
+    ("rollback", {"step": 80, "lr_scale": 0.5}),
+    ("early_stop", {"step": 120, "best_step": 100}),
+    ("memory", {"peak_bytes": 5_600_000_000, "phase": "training", "planned_bytes": 5_900_000_000}),
+    ("advice", {"text": "lr 0.01 is 7.1 times the recommended 0.0014; safe is 4.7e-04 to 2.8e-03"}),
+)
+
+
+@SIZES
+async def test_what_happened_is_marked_on_the_chart_with_a_legend(
+    service: Service, runs: Runs, size: tuple[int, int]
+) -> None:
+    job = runs.start(steps=120)
+    app = open_app(service)
+    async with app.run_test(notifications=True, size=size) as pilot:
+        app.open_run(job.id)
+        await sees(pilot, "◆ eval 5.25")
+        assert not any(sign in screen_text(app) for sign in "▼✗↓■")
+        happen(service, job.id, *EVENTS)
+        runs.resume(job, 100, curve(range(101, 121)))
+        await sees(pilot, "↻ resumed · ▼ out of memory · ✗ 2 skipped · ↓ lr halved · ■ stopped early")
+        lines = screen_text(app).split("\n")
+        top = lines[next(row for row, line in enumerate(lines) if "by step" in line) + 1]
+        assert [sign for sign in top if sign in "▼✗↓■↻"] == ["▼", "✗", "↓", "✗", "↻", "■"]
+
+
+async def test_events_are_told_in_words(service: Service, runs: Runs) -> None:
+    job = runs.start(steps=120)
+    happen(service, job.id, *EVENTS, ("spike", {"other": "worker"}))
+    app = open_app(service)
+    async with app.run_test(notifications=True, size=LARGE) as pilot:
+        app.open_run(job.id)
+        await sees(pilot, "Charts")
+        await pilot.press("right", "right")
+        await sees(
+            pilot,
+            f"out of memory at step 3: going on with {RUNG}, grad_accum 2",
+            "step 70 skipped: loss 9.250, grad norm 31.50 stands out from the last steps",
+            "step 90 skipped: loss nan, grad norm inf is no number",
+            "back to step 80 with 0.5 of the learning rate",
+            "stopped early at step 120: the best was step 100",
+            "took at most 5.6 GB of memory (training, planned 5.9 GB)",
+            "lr 0.01 is 7.1 times the recommended 0.0014",
+            "spike (other worker)",
+        )
+
+
+async def test_the_result_page_compares_plan_and_measure_and_splits_a_step(service: Service, runs: Runs) -> None:
+    job = runs.start(steps=10)
+    timed = [
+        replace(point, step_s=0.5, data_s=0.01, forward_s=0.15, backward_s=0.3, optimizer_s=0.04, save_s=0.02)
+        for point in curve(range(11, 21))
+    ]
+    runs.report(job, timed)
+    with service.store.write() as db:
+        jobs.update(db, job.id, plan=json.dumps({"needed": 5_900_000_000}))
+    app = open_app(service)
+    async with app.run_test(notifications=True, size=SMALL) as pilot:
+        app.open_run(job.id)
+        await sees(pilot, "Charts")
+        await pilot.press("right", "right", "right", "right")
+        await sees(pilot, "The result comes with the run's end.", "planned 5.9 GB, so far 5.5 GB")
+        await sees(pilot, "0.5 s · data 2% · forward 30% · backward 60% · optimizer 8% · and 0.02 s to save")
+        body = {"ppl_baseline": 4.0, "ppl_final": 3.0, "rows_trained": 1900, "rows_held_out": 100}
+        with service.store.write() as db:
+            telemetry.set_result(db, job.id, {**body, "truncated_rows": 7, "dropped_rows": 0}, now=1.0)
+            memory_peaks.record(db, memory_peaks.Peak(job.id, "CPU", "lora/none", 5, 5_700_000_000, 1.0))
+        runs.move(job, "uploading", "completed")
+        await sees(pilot, "1,900 trained on, 100 held out, 7 cut short, 0 left out")
+        await sees(pilot, "planned 5.9 GB, measured 5.7 GB")
 
 
 async def test_the_screen_of_a_deleted_run_closes(service: Service, runs: Runs) -> None:
