@@ -187,6 +187,8 @@ class Result(Answer):
     cost_usd: Measure = None
     memory_planned_bytes: int | None = None
     memory_measured_bytes: int | None = Field(None, description="The most that the run took on its device.")
+    steps: int | None = Field(None, description="Steps behind the model: fewer than asked for after early stopping.")
+    skipped_steps: int | None = Field(None, description="Steps whose loss or gradient stood out or was no number.")
     rows_trained: int | None = None
     rows_held_out: int | None = None
     truncated_rows: int | None = None

@@ -182,6 +182,7 @@ def test_a_result_is_404_until_it_exists_and_then_costs_what_the_user_said(http,
         **{"job_id": job_id, "ppl_baseline": None, "ppl_final": None, "ppl_delta_pct": None, "loss_final": 1.5},
         **{"params_before": None, "params_after": 12, "params_delta": None, "function_preservation": None},
         **{"gpu_seconds": 1800.0, "tokens_processed": None, "cost_usd": 1.0},
+        **dict.fromkeys(("steps", "skipped_steps", "memory_planned_bytes", "memory_measured_bytes")),
         **dict.fromkeys(("rows_trained", "rows_held_out", "truncated_rows", "dropped_rows")),
         **dict.fromkeys(("sample_prompt", "sample_before", "sample_after")),
     }

@@ -29,6 +29,7 @@ ROUTES = {
     *(("get", path) for path in ("/base-models", "/models", "/models/{id}", "/datasets", "/keys")),
     ("post", "/datasets"),
     ("get", "/datasets/{id}/inspect"),
+    *(("post", path) for path in ("/jobs/plan", "/training/recommend")),
 }
 
 
