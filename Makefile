@@ -42,6 +42,9 @@ soak: $(VENV)/.tools  ## the long loops
 
 bench: $(VENV)/.tools  ## the figures of docs/benchmarks.md
 	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.loop_overhead
+	$(BIN)/python -m bench.memory_plan
+	$(BIN)/python -m bench.finetune_vs_trl
 
 pictures: $(VENV)/.tools  ## the pictures of docs/, from the real app (needs rsvg-convert)
 	$(BIN)/python -m tools.pictures docs/pictures

@@ -157,11 +157,6 @@ def training_environment(workers: int = 1) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "OMP_WAIT_POLICY": "PASSIVE",
-        # glibc gives large blocks back to the kernel and takes them again each step, page by page: 5 % of a step of
-        # SmolLM2 on a CPU. Below these bounds it keeps them.
-        "MALLOC_MMAP_THRESHOLD_": str(2**30),
-        "MALLOC_TRIM_THRESHOLD_": str(2**32),
-        "MALLOC_TOP_PAD_": str(2**26),
         # So that torch counts the cards as NVML does.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "TOKENIZERS_PARALLELISM": "false",
