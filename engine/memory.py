@@ -29,11 +29,14 @@ CHUNK_LOGITS = {"cuda": 2**26, "mps": 2**26, "cpu": 2**24}
 CHUNK_ROWS_AT_LEAST = 64
 LOGIT_BYTES = 8
 
-# What is there before the model comes: the driver's context and the libraries' work areas on a card; the training
-# libraries on the CPU (torch, transformers and peft measured 0.40 GB resident).
-CONTEXT = {"cuda": 450_000_000, "mps": 450_000_000, "cpu": 450_000_000}
-# Holes between what comes and goes, as a share of it. Weights come once and stay.
-HOLES = {"cuda": 0.06, "mps": 0.06, "cpu": 0.04}
+# What is there before the model comes: the driver's context and the libraries' work areas on a card; on the CPU the
+# training libraries, the dataset and what a first evaluation leaves (0.50 GB measured).
+CONTEXT = {"cuda": 450_000_000, "mps": 450_000_000, "cpu": 500_000_000}
+# Holes between what comes and goes, as a share of it; weights come once and stay. torch's allocators for cards fill
+# theirs again. glibc's does not: an aligned block finds no room where one of its size was freed, so a run's heap grows
+# for its first steps by some 0.5 to 0.8 of what passed through the layers (SmolLM2-135M, 256 to 6,144 tokens, with and
+# without recomputation).
+HOLES = {"cuda": 0.06, "mps": 0.06, "cpu": 0.7}
 
 CORRECTION_AT_MOST = 2.0  # and one over it at least: a stranger ratio is a fault of something else
 SEQ_LEN_AT_LEAST = 256  # of the plans that are offered
@@ -176,8 +179,14 @@ class Moments:
             steps = 2 if lora and shape.activation == "silu" and not shape.fused else 4
         else:
             steps = 5 if shape.activation == "gelu_new" else 2  # the one is written out in steps
-        narrow = self.settings.lora_rank * len(shape.linears) if lora else 0
-        return hidden + element * (inputs * shape.hidden + attention + steps * shape.mlp + narrow)
+        kept = inputs * shape.hidden + attention + steps * shape.mlp
+        if lora:
+            kept += self.settings.lora_rank * len(shape.linears)
+        if lora and self.settings.lora_dropout:
+            hidden += (4 + 1) * sum(size for size, _ in shape.linears)
+            # In place of one copy for all that reads it, and of two steps less in a fused MLP.
+            kept += -inputs * shape.hidden - shape.query + (3 - steps if shape.gated else -1) * shape.mlp
+        return hidden + element * kept
 
     def kept(self) -> int:
         """Bytes of all layers' activations when the forward pass is done; what is worked out again keeps its input."""
@@ -223,10 +232,17 @@ class Moments:
         return CONTEXT[self.device] + expanded
 
     def _parts(self, **bytes_of: float) -> dict[str, int]:
-        """Return all parts, rounded, with the holes that come with what is not there from start to end."""
-        passing = bytes_of.get("activations", 0.0) + bytes_of.get("logits", 0.0)
-        bytes_of["fragmentation"] = HOLES[self.device] * passing
+        """Return all parts, rounded, with the holes that a card's memory has for what comes and goes."""
+        if self.device != "cpu":
+            passing = bytes_of.get("activations", 0.0) + bytes_of.get("logits", 0.0)
+            bytes_of["fragmentation"] = HOLES[self.device] * passing
         return {name: round(bytes_of.get(name, 0.0)) for name in PARTS}
+
+    def _training_parts(self, **bytes_of: float) -> dict[str, int]:
+        """The same within a step: the CPU's heap has holes for all that passed through it, kept or not."""
+        if self.device == "cpu":
+            bytes_of["fragmentation"] = HOLES["cpu"] * self._tokens * self._layer() * self.shape.layers
+        return self._parts(**bytes_of)
 
     def _standing(self) -> dict[str, float]:
         """Return what is there from the first step to the last."""
@@ -248,7 +264,7 @@ class Moments:
 
     def forward_done(self) -> dict[str, int]:
         """All activations are there, and the head is at work."""
-        return self._parts(
+        return self._training_parts(
             **self._standing(),
             gradients=self._early_gradients(),
             # Autocast remembers what it cast until the forward pass is over.
@@ -260,7 +276,7 @@ class Moments:
         """All activations are there, and the first layer is on its way back, worked out again where it must be."""
         again = self._tokens * self._layer() if self._layers_again() else 0
         passing = self._tokens * self._passing()
-        return self._parts(
+        return self._training_parts(
             **self._standing(),
             gradients=self._early_gradients(),
             activations=self.kept() + self._hidden() + self.casts() + again + passing,
@@ -268,7 +284,7 @@ class Moments:
 
     def backward_done(self) -> dict[str, int]:
         """All gradients are there; of the activations, those of one layer."""
-        return self._parts(
+        return self._training_parts(
             **self._standing(),
             gradients=4.0 * self._learning,
             activations=float(self._tokens * (self._layer() + self._passing())),
