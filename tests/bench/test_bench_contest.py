@@ -38,6 +38,7 @@ def test_rows_are_drawn_to_the_wanted_number_of_tokens_and_none_twice() -> None:
     assert len({*chosen, *held_out}) == 64 + finetune_vs_trl.HELD_OUT
 
 
+@pytest.mark.slow
 def test_both_train_the_same_rows_and_are_judged_alike(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
