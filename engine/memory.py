@@ -183,7 +183,8 @@ class Moments:
         if lora:
             kept += self.settings.lora_rank * len(shape.linears)
         if lora and self.settings.lora_dropout:
-            hidden += (4 + 1) * sum(size for size, _ in shape.linears)
+            mask = 1 if self.device == "cuda" else 4  # elsewhere it is a factor in fp32
+            hidden += (4 + mask) * sum(size for size, _ in shape.linears)
             # In place of one copy for all that reads it, and of two steps less in a fused MLP.
             kept += -inputs * shape.hidden - shape.query + (3 - steps if shape.gated else -1) * shape.mlp
         return hidden + element * kept
@@ -239,9 +240,13 @@ class Moments:
         return {name: round(bytes_of.get(name, 0.0)) for name in PARTS}
 
     def _training_parts(self, **bytes_of: float) -> dict[str, int]:
-        """The same within a step: the CPU's heap has holes for all that passed through it, kept or not."""
+        """The same within a step: the CPU's heap has holes for all that passed through it, kept or not.
+
+        Gradients are made while activations go, and move into their holes.
+        """
         if self.device == "cpu":
-            bytes_of["fragmentation"] = HOLES["cpu"] * self._tokens * self._layer() * self.shape.layers
+            passed = self._tokens * self._layer() * self.shape.layers
+            bytes_of["fragmentation"] = max(0.0, HOLES["cpu"] * passed - 4.0 * self._learning)
         return self._parts(**bytes_of)
 
     def _standing(self) -> dict[str, float]:

@@ -97,6 +97,22 @@ def planned_bytes(config: Any, settings: FinetuneHyperparams, *, sixteen_bits: b
     return moments.kept() + moments.casts()
 
 
+def difference(family: str, settings: FinetuneHyperparams, dtype: torch.dtype) -> tuple[float, int]:
+    """Return (planned, measured) bytes of two more layers: without what stands before and after them."""
+    fields = next(fields for name, fields in CASES if name == family)
+    fewer, more = (configuration(family, {**fields, "num_hidden_layers": layers}) for layers in (2, 4))
+    narrow = dtype == torch.bfloat16
+    planned = planned_bytes(more, settings, sixteen_bits=narrow) - planned_bytes(fewer, settings, sixteen_bits=narrow)
+    return planned, kept_bytes(more, settings, dtype) - kept_bytes(fewer, settings, dtype)
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt_neox"])
+def test_dropout_keeps_more(family: str) -> None:
+    settings = FinetuneHyperparams(lora_dropout=0.1, seq_len=TOKENS, lora_rank=RANK)
+    planned, measured = difference(family, settings, torch.float32)
+    assert planned == pytest.approx(measured, rel=0.15)
+
+
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize("training_type", ["lora", "full"])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma", "phi3", "phi", "gpt_neox"])
@@ -107,13 +123,6 @@ def test_a_layer_keeps_what_the_plan_says(family: str, training_type: str, check
         seq_len=TOKENS,
         lora_rank=RANK,
     )
-    fields = next(fields for name, fields in CASES if name == family)
-    fewer, more = (configuration(family, {**fields, "num_hidden_layers": layers}) for layers in (2, 4))
     for dtype in (torch.float32, torch.bfloat16) if training_type == "lora" else (torch.float32,):
-        # The difference is that of two layers, without what stands before and after them.
-        measured = kept_bytes(more, settings, dtype) - kept_bytes(fewer, settings, dtype)
-        narrow = dtype == torch.bfloat16
-        planned = planned_bytes(more, settings, sixteen_bits=narrow) - planned_bytes(
-            fewer, settings, sixteen_bits=narrow
-        )
+        planned, measured = difference(family, settings, dtype)
         assert planned == pytest.approx(measured, rel=0.1)
