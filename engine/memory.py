@@ -30,8 +30,9 @@ CHUNK_ROWS_AT_LEAST = 64
 LOGIT_BYTES = 8
 
 # What is there before the model comes: the driver's context and the libraries' work areas on a card; on the CPU the
-# training libraries, the dataset and what a first evaluation leaves (0.50 GB measured).
-CONTEXT = {"cuda": 450_000_000, "mps": 450_000_000, "cpu": 500_000_000}
+# training libraries, the dataset and what a first evaluation leaves (measured; peft with what it imports on top).
+CONTEXT = {"cuda": 450_000_000, "mps": 450_000_000, "cpu": 440_000_000}
+PEFT = 60_000_000
 # Holes between what comes and goes, as a share of it; weights come once and stay. torch's allocators for cards fill
 # theirs again. glibc's does not: an aligned block finds no room where one of its size was freed, so a run's heap grows
 # for its first steps by some 0.5 to 0.8 of what passed through the layers (SmolLM2-135M, 256 to 6,144 tokens, with and
@@ -230,7 +231,8 @@ class Moments:
     def _workspace(self) -> float:
         largest = max(inputs * outputs for inputs, outputs in self.shape.linears)
         expanded = self._element * largest if self.settings.load_in_4bit else 0
-        return CONTEXT[self.device] + expanded
+        adapting = PEFT if self._lora and self.device == "cpu" else 0
+        return CONTEXT[self.device] + adapting + expanded
 
     def _parts(self, **bytes_of: float) -> dict[str, int]:
         """Return all parts, rounded, with the holes that a card's memory has for what comes and goes."""

@@ -114,7 +114,7 @@ def test_a_run_made_in_the_app_outlives_it_and_is_found_again(
         # In both lists `starter` stands first and the one wanted below it.
         for steps_up, chosen in ((3, "--dataset sums"), (1, "--model tiny")):
             first.keys(*["BTab"] * steps_up, "Enter")
-            first.until("▲")
+            first.until("Dismiss menu")
             first.keys("Down", "Enter")
             first.until(chosen)
         first.until("can be queued")
