@@ -8,6 +8,7 @@ arXiv 2305.14314); they are expanded when they are read and never kept.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,44 @@ ADAPTER = "default"  # peft's name for the only one
 MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
+@dataclass(frozen=True)
+class _Frozen:
+    """What of an adapted layer does not learn: its weight [out, in], its bias, and s, the adapter's scale."""
+
+    dense: Dense
+    bias: torch.Tensor | None
+    scale: float
+
+    def forward(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return y = x Wᵀ + bias + s·(x Aᵀ) Bᵀ [n, out] and the low-rank x Aᵀ [n, r], all in the dtype of x."""
+        low = x @ a.t()
+        y = functional.linear(x, self.dense().to(x.dtype), self.bias)
+        return y.addmm_(low, b.t(), alpha=self.scale), low
+
+    def backward(
+        self, dy: torch.Tensor, x: torch.Tensor, low: torch.Tensor, b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return (x Aᵀ's gradient, A's, B's): the adapters' in fp32, as they are kept whatever is multiplied in."""
+        d_low = dy @ b
+        d_a = (d_low.t() @ x).mul_(self.scale)
+        d_b = (dy.t() @ low).mul_(self.scale)
+        return d_low, d_a.float(), d_b.float()
+
+    def backward_input(self, dy: torch.Tensor, d_low: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of x [n, in]."""
+        return (dy @ self.dense().to(dy.dtype)).addmm_(d_low, a, alpha=self.scale)
+
+
 class _LoraLinear(torch.autograd.Function):
-    """y = x Wᵀ + b + s·(x Aᵀ) Bᵀ, for x [n, in], W [out, in] frozen, A [r, in], B [out, r]; A and B learn."""
+    """An adapted linear layer, for x [n, in] with A [r, in] and B [out, r], which learn."""
 
     @staticmethod
-    def forward(  # noqa: PLR0917  (autograd passes what it is given in order)
-        ctx: Any,
-        x: torch.Tensor,
-        a: torch.Tensor,
-        b: torch.Tensor,
-        scale: float,
-        dense: Dense,
-        bias: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, frozen: _Frozen) -> torch.Tensor:
         """Return y [n, out] in the dtype of x."""
         a, b = a.to(x.dtype), b.to(x.dtype)
-        low = x @ a.t()
-        y = functional.linear(x, dense().to(x.dtype), bias)
-        y.addmm_(low, b.t(), alpha=scale)
+        y, low = frozen.forward(x, a, b)
         ctx.save_for_backward(x, low, a, b)
-        ctx.scale, ctx.dense = scale, dense
+        ctx.frozen = frozen
         return y
 
     @staticmethod
@@ -50,42 +69,26 @@ class _LoraLinear(torch.autograd.Function):
         """Return the gradients of x, A and B."""
         (dy,) = grads
         x, low, a, b = ctx.saved_tensors
-        d_low = dy @ b
-        d_a = (d_low.t() @ x).mul_(ctx.scale)
-        d_b = (dy.t() @ low).mul_(ctx.scale)
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = dy @ ctx.dense().to(dy.dtype)
-            d_x.addmm_(d_low, a, alpha=ctx.scale)
-        # In the dtype of the adapters, which are kept in fp32 whatever the products are made in.
-        return d_x, d_a.float(), d_b.float(), None, None, None
+        d_low, d_a, d_b = ctx.frozen.backward(dy, x, low, b)
+        d_x = ctx.frozen.backward_input(dy, d_low, a) if ctx.needs_input_grad[0] else None
+        return d_x, d_a, d_b, None
 
 
 class _LoraSwiGLU(torch.autograd.Function):
-    """y = p Wᵀ + b + s·(p Aᵀ) Bᵀ with p = silu(g)·u [n, in]: the end of a gated MLP, whose p is worked out twice.
+    """The same of p = silu(g)·u [n, in]: the end of a gated MLP, whose p is worked out twice.
 
     Only g and u are kept for the backward pass, not silu(g) and p as well: half the activations of an MLP.
     """
 
     @staticmethod
     def forward(  # noqa: PLR0917  (autograd passes what it is given in order)
-        ctx: Any,
-        g: torch.Tensor,
-        u: torch.Tensor,
-        a: torch.Tensor,
-        b: torch.Tensor,
-        scale: float,
-        dense: Dense,
-        bias: torch.Tensor | None,
+        ctx: Any, g: torch.Tensor, u: torch.Tensor, a: torch.Tensor, b: torch.Tensor, frozen: _Frozen
     ) -> torch.Tensor:
         """Return y [n, out] in the dtype of g."""
         a, b = a.to(g.dtype), b.to(g.dtype)
-        p = functional.silu(g).mul_(u)
-        low = p @ a.t()
-        y = functional.linear(p, dense().to(g.dtype), bias)
-        y.addmm_(low, b.t(), alpha=scale)
+        y, low = frozen.forward(functional.silu(g).mul_(u), a, b)
         ctx.save_for_backward(g, u, low, a, b)
-        ctx.scale, ctx.dense = scale, dense
+        ctx.frozen = frozen
         return y
 
     @staticmethod
@@ -95,15 +98,12 @@ class _LoraSwiGLU(torch.autograd.Function):
         g, u, low, a, b = ctx.saved_tensors
         gate = torch.sigmoid(g)
         silu = g * gate
-        d_low = dy @ b
-        d_b = (dy.t() @ low).mul_(ctx.scale)
-        d_a = (d_low.t() @ (silu * u)).mul_(ctx.scale)
-        d_p = dy @ ctx.dense().to(dy.dtype)
-        d_p.addmm_(d_low, a, alpha=ctx.scale)
+        d_low, d_a, d_b = ctx.frozen.backward(dy, silu * u, low, b)
+        d_p = ctx.frozen.backward_input(dy, d_low, a)
         d_u = d_p * silu
         # silu' = σ + silu·(1 − σ)
         d_g = d_p.mul_(u).mul_(silu.mul_(1 - gate).add_(gate))
-        return d_g, d_u, d_a.float(), d_b.float(), None, None, None
+        return d_g, d_u, d_a, d_b, None
 
 
 def _dense(base: Any) -> Dense:
@@ -117,6 +117,11 @@ def _dense(base: Any) -> Dense:
     return lambda: dequantize_4bit(base.weight.data, base.weight.quant_state).view(base.out_features, base.in_features)
 
 
+def _frozen(layer: Any) -> _Frozen:
+    base = layer.base_layer
+    return _Frozen(_dense(base), base.bias, float(layer.scaling[ADAPTER]))
+
+
 def _plain_way(layer: Any) -> bool:
     """Say whether a layer's arithmetic is peft's own just now: merged, switched off, or with dropout in training."""
     dropout = layer.lora_dropout[ADAPTER]
@@ -127,15 +132,14 @@ def _plain_way(layer: Any) -> bool:
 
 def _fuse(layer: Any) -> None:
     """Let one of peft's layers do its arithmetic here."""
-    base, plain = layer.base_layer, layer.forward
-    dense, scale = _dense(base), float(layer.scaling[ADAPTER])
+    frozen, plain = _frozen(layer), layer.forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if _plain_way(layer):
             result: torch.Tensor = plain(x, *args, **kwargs)
             return result
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        out: torch.Tensor = _LoraLinear.apply(x.reshape(-1, x.shape[-1]), a, b, scale, dense, base.bias)
+        out: torch.Tensor = _LoraLinear.apply(x.reshape(-1, x.shape[-1]), a, b, frozen)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     layer.forward = forward
@@ -144,8 +148,7 @@ def _fuse(layer: Any) -> None:
 def _fuse_mlp(mlp: Any) -> None:
     """Let a gated MLP (Llama's, and of all that took after it) keep half of its activations."""
     layer, plain = mlp.down_proj, mlp.forward
-    base = layer.base_layer
-    dense, scale = _dense(base), float(layer.scaling[ADAPTER])
+    frozen = _frozen(layer)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if _plain_way(layer):
@@ -154,7 +157,7 @@ def _fuse_mlp(mlp: Any) -> None:
         g, u = mlp.gate_proj(x), mlp.up_proj(x)
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         flat = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (g, u))
-        out: torch.Tensor = _LoraSwiGLU.apply(*flat, a, b, scale, dense, base.bias)
+        out: torch.Tensor = _LoraSwiGLU.apply(*flat, a, b, frozen)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     mlp.forward = forward
