@@ -39,18 +39,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = functional.linear(rows, weight, bias).float()
             norm = torch.logsumexp(logits, 1, keepdim=True)
             total += (norm - logits.gather(1, wanted)).sum()
-            if d_hidden is None and d_weight is None:
-                continue
-            # softmax − one-hot, in the place of the logits
-            logits.sub_(norm).exp_()
-            logits.scatter_add_(1, wanted, logits.new_full(wanted.shape, -1.0))
-            if d_bias is not None:
-                d_bias += logits.sum(0)
-            slope = logits.to(hidden.dtype)
-            if d_hidden is not None:
-                torch.mm(slope, weight, out=d_hidden[start : start + size])
-            if d_weight is not None:
-                d_weight.addmm_(slope.t().to(torch.float32), rows.to(torch.float32))
+            if d_hidden is not None or d_weight is not None:
+                # softmax − one-hot, in the place of the logits
+                logits.sub_(norm).exp_()
+                logits.scatter_add_(1, wanted, logits.new_full(wanted.shape, -1.0))
+                if d_bias is not None:
+                    d_bias += logits.sum(0)
+                slope = logits.to(hidden.dtype)
+                if d_hidden is not None:
+                    torch.mm(slope, weight, out=d_hidden[start : start + size])
+                if d_weight is not None:
+                    d_weight.addmm_(slope.t().to(torch.float32), rows.to(torch.float32))
+                del slope
+            del logits  # before the next chunk's are made
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtype = weight.dtype
         return total
