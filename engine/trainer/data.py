@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,15 @@ class Corpus:
         """Return which sequences stand at places `first` … `first + count - 1` of the endless, shuffled order."""
         size = len(self.training)
         wanted = range(first, first + count)
-        epochs = {epoch: self._epoch(epoch, seed) for epoch in {index // size for index in wanted}}
-        return [epochs[index // size][index % size] for index in wanted]
+        return [_epoch(size, index // size, seed)[index % size] for index in wanted]
 
-    def _epoch(self, epoch: int, seed: int) -> list[int]:
-        order = list(range(len(self.training)))
-        random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311  (an order, not a secret)
-        return order
+
+@lru_cache(maxsize=2)  # a step looks into one epoch, or over the border of two
+def _epoch(size: int, epoch: int, seed: int) -> list[int]:
+    """Return the order in which an epoch goes through `size` sequences."""
+    order = list(range(size))
+    random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311  (an order, not a secret)
+    return order
 
 
 def pad_id(tokenizer: Any) -> int:
