@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from engine.trainer import models
+
 
 def liger(model: Any, device: torch.device) -> str | None:
     """Give a freshly loaded model Liger's norms and rotary embedding; return what to tell the user.
@@ -39,8 +41,7 @@ def compile_layers(model: Any) -> str:
 
     # What cannot be compiled runs as it is.
     torch._dynamo.config.suppress_errors = True
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    layers = getattr(base.get_decoder(), "layers", ())
+    layers = getattr(models.causal(model).get_decoder(), "layers", ())
     for layer in layers:
         layer.compile(dynamic=True)
     if not layers:

@@ -77,9 +77,14 @@ def load_4bit(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     return model
 
 
+def causal(model: Any) -> Any:
+    """Return the causal language model inside peft's wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def set_checkpointing(model: Any, mode: str) -> None:
     """Recompute the activations of no decoder layer (none), every second (selective) or every one (full)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = causal(model)
     if mode == "none":
         base.gradient_checkpointing_disable()
         return

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from engine.trainer import attention, cross_entropy
+from engine.trainer import attention, cross_entropy, models
 from engine.trainer import device as devices
 from engine.trainer.batch import IGNORED, Batch, Document, collate_flat, collate_rows
 
@@ -46,7 +46,7 @@ class Objective:
 
         `noise` is NEFTune's alpha (Jain et al. 2023, arXiv 2310.05914), added to the embeddings in training.
         """
-        base = _causal(model)
+        base = models.causal(model)
         given = base.config._attn_implementation
         documents = [Document(one.ids[:PROBE_TOKENS], one.ids[:PROBE_TOKENS]) for one in sample if len(one.ids) > 1]
         training = model.training
@@ -95,7 +95,7 @@ class Objective:
         """Return the cross-entropy in nats, summed over the batch's targets."""
         ids, positions = batch.input_ids.to(self.device), batch.position_ids.to(self.device)
         sources, targets = batch.sources.to(self.device), batch.targets.to(self.device)
-        base = _causal(self.model)
+        base = models.causal(self.model)
         given: dict[str, Any] = {"position_ids": positions, "use_cache": False}
         if batch.layout:
             given["documents"] = batch.layout.to(self.device)
@@ -118,11 +118,6 @@ class Objective:
         documents = max(int((positions == 0).sum()), 1)
         size = self.noise / math.sqrt(positions.numel() / documents * embedded.shape[-1])
         return embedded + torch.empty_like(embedded).uniform_(-size, size)
-
-
-def _causal(model: Any) -> Any:
-    """Return the causal language model inside peft's wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _has_plain_head(model: Any) -> bool:
