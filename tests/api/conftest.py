@@ -87,7 +87,7 @@ def bare(api: ApiServer) -> Iterator[httpx.Client]:
 def http(api: ApiServer, service: Service) -> Iterator[httpx.Client]:
     """A client with the first key."""
     headers = {"Authorization": f"Bearer {service.token()}"}
-    with httpx.Client(base_url=api.url, headers=headers, trust_env=False, timeout=20) as client:
+    with httpx.Client(base_url=api.url, headers=headers, trust_env=False, timeout=60) as client:
         yield client
 
 

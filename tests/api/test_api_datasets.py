@@ -14,7 +14,6 @@ import pytest
 from engine.paths import Home
 from engine.service import Service
 from engine.settings import Settings
-from fusion_tui.api.server import ApiServer
 from tests import tiny
 
 
@@ -27,21 +26,6 @@ def service(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
     opened.add_dataset(str(tiny.make_rows(folder / "sums.jsonl")), "sums")
     yield opened
     opened.close()
-
-
-@pytest.fixture(scope="module")
-def api(service: Service) -> Iterator[ApiServer]:
-    server = ApiServer(service, "127.0.0.1", 0)
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def http(api: ApiServer, service: Service) -> Iterator[httpx.Client]:
-    headers = {"Authorization": f"Bearer {service.token()}"}
-    with httpx.Client(base_url=api.url, headers=headers, trust_env=False, timeout=60) as client:
-        yield client
 
 
 def test_a_dataset_is_shown_as_a_model_will_see_it(http: httpx.Client, service: Service) -> None:
