@@ -14,9 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
-from engine import atomic, importing, inspection, process, rows
+from engine import atomic, process
+from engine.data import importing, inspection, rows
+from engine.data.importing import ImportedRows, Progress, silent
 from engine.errors import Conflict, Fault, InvalidData, InvalidRequest, UnknownReference
-from engine.importing import ImportedRows, Progress, silent
 from engine.paths import NAME_PATTERN, STARTER_MODEL, STARTER_ROWS, Home
 from store import Store, catalog, jobs, states
 from store.catalog import BaseModel, Dataset, Model

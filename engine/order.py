@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import atomic, rows
+from engine import atomic
+from engine.data import rows
 
 ORDER = "order.json"
 JOURNAL = "journal.jsonl"

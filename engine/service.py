@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine import atomic, catalog, resources, settings
 from engine.catalog import AnyModel
+from engine.data.importing import Progress, silent
 from engine.errors import Conflict, UnknownReference
-from engine.importing import Progress, silent
 from engine.paths import Home
 from engine.resources import Device
 from engine.settings import Settings
@@ -32,9 +32,9 @@ from store.keys import Key
 from store.telemetry import Checkpoint, LogLine, Point
 
 if TYPE_CHECKING:
-    from engine.advice import Advice
-    from engine.inspection import Inspection
-    from engine.planning import MemoryReport
+    from engine.data.inspection import Inspection
+    from engine.plans.advice import Advice
+    from engine.plans.planning import MemoryReport
 
 __all__ = [
     "AnyModel",
@@ -118,7 +118,8 @@ class Service:
         rate far above the recommended one is put into the job's history; where `careful`, one that diverges is refused.
         Raises InvalidRequest, UnknownReference, Conflict (key reused with another payload), NoSpace, StoreError.
         """
-        from engine import advice, planning, specs  # bring pydantic, which an app that only looks does not need
+        from engine import specs  # bring pydantic, which an app that only looks does not need
+        from engine.plans import advice, planning
 
         request = specs.parse(payload)
         warning = advice.of_request(self.store.read(), request)
@@ -164,7 +165,8 @@ class Service:
 
     def validate(self, payload: Mapping[str, Any]) -> None:
         """Raise what `submit` would raise for a payload that cannot be a job; change nothing."""
-        from engine import planning, specs
+        from engine import specs
+        from engine.plans import planning
 
         request = specs.parse(payload)
         planning.need_memory(self.store.read(), self.model(request.model_reference or ""), request.hyperparams)
@@ -175,16 +177,16 @@ class Service:
 
         Raises InvalidRequest, UnknownReference; EngineError where the model's memory cannot be planned.
         """
-        from engine import planning
+        from engine.plans import planning
 
         return planning.of_request(self.store.read(), payload, card_gb=card_gb)
 
     def recommend(self, **asked: Any) -> Advice:
-        """Return settings to start from; `asked` are the fields of `engine.advice.Asked`, entries by id or name.
+        """Return settings to start from; `asked` are the fields of `engine.plans.advice.Asked`, entries by id or name.
 
         Raises UnknownReference; InvalidRequest where the size of the model or of the data cannot be known.
         """
-        from engine import advice
+        from engine.plans import advice
 
         return advice.advise(advice.Asked.of(self.store.read(), **asked), self.plan)
 

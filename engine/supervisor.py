@@ -20,10 +20,10 @@ from typing import Any
 
 from engine import atomic, process, recover, resources
 from engine.errors import EngineError
-from engine.gate import Gate
 from engine.ingest import ingest
 from engine.launchers import local
 from engine.order import CHECKPOINTS, GATE, Order
+from engine.plans.gate import Gate
 from engine.process import DeathWatch, Identity
 from engine.resources import Device
 from engine.service import ROOM_TO_START, Service

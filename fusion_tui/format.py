@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.text import Text
 
-from engine.recommend import Value
+from engine.plans.recommend import Value
 from engine.resources import size_text
 from engine.service import Event, Job, states
 from engine.text import clean_text

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from rich.cells import chop_cells
 from rich.text import Text
 
-from engine.inspection import CONTEXT, PADDING, TRAINED, Inspection, SequenceView, Stretch
+from engine.data.inspection import CONTEXT, PADDING, TRAINED, Inspection, SequenceView, Stretch
 from engine.text import clean_text
 from fusion_tui import format as fmt
 

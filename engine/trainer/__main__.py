@@ -44,7 +44,7 @@ def main(directory: Path) -> int:
     ballast.write_bytes(bytes(BALLAST_BYTES))
 
     # Imported behind the gate: seconds of loading that a worker nobody knows must not spend.
-    from engine.rows import RowError
+    from engine.data.rows import RowError
     from engine.trainer.ladder import OutOfMemory, is_out_of_memory
     from engine.trainer.reporter import Reporter
     from engine.trainer.run import Diverged, StopFlag, Stopped

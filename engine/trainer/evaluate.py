@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from engine import rows
-from engine.rows import Row
-from engine.trainer.batch import Document
+from engine.data import rows
+from engine.data.rows import Row
+from engine.trainer.data.batch import Document
 from engine.trainer.objective import Objective
 
 SAMPLE_TOKENS = 48

@@ -10,10 +10,11 @@ import torch
 
 from engine.order import Order
 from engine.specs import FinetuneHyperparams
-from engine.trainer import data, evaluate, kernels, loop, lora, models, optimizer
 from engine.trainer import device as devices
+from engine.trainer import evaluate, kernels, loop, lora, models, optimizer
 from engine.trainer.checkpoint import LoopState
-from engine.trainer.data import Corpus
+from engine.trainer.data import corpora
+from engine.trainer.data.corpora import Corpus
 from engine.trainer.objective import FLAT, Objective
 from engine.trainer.optimizer import trained_parameters
 from engine.trainer.peak import Peak
@@ -31,13 +32,13 @@ def prepare(order: Order, settings: FinetuneHyperparams, reporter: Reporter) -> 
     if models.ensure_chat_template(tokenizer):
         reporter.log(f"{order.model_name} has no chat template; ChatML is used and saved with the model.")
     reporter.state("staging", "reading the dataset")
-    source = data.Source(
+    source = corpora.Source(
         Path(order.dataset_path),
         order.dataset_sha256,
         order.dataset_format,
         Path(order.cache_path) if order.cache_path else None,
     )
-    corpus = data.load(source, tokenizer, settings, tell=reporter.activity, log=reporter.log)
+    corpus = corpora.load(source, tokenizer, settings, tell=reporter.activity, log=reporter.log)
     for notice in corpus.notices:
         reporter.log(notice)
     reporter.activity("loading the model")

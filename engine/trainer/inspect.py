@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from engine import process
-from engine.inspection import (
+from engine.data.inspection import (
     CONTEXT,
     PADDING,
     TRAINED,
@@ -29,12 +29,13 @@ from engine.inspection import (
     SequenceView,
     Stretch,
 )
-from engine.rows import RowError
+from engine.data.rows import RowError
 from engine.specs import FinetuneHyperparams
-from engine.trainer import data, documents, models
-from engine.trainer.batch import Document, collate_rows
-from engine.trainer.data import Corpus, Source
-from engine.trainer.documents import Documents
+from engine.trainer import models
+from engine.trainer.data import corpora, documents
+from engine.trainer.data.batch import Document, collate_rows
+from engine.trainer.data.corpora import Corpus, Source
+from engine.trainer.data.documents import Documents
 
 BUCKETS = 12
 
@@ -105,10 +106,10 @@ def inspect(request: Request) -> Inspection:
     source = Source(Path(request.dataset_path), request.dataset_sha256, request.format, Path(request.cache_path))
     found = source.tokens(tokenizer, tell, tell)
     fitted = documents.fit(found, seq_len=settings.seq_len, everything=settings.loss_on == "all")
-    refused = data.refusal(fitted)
+    refused = corpora.refusal(fitted)
     corpus = None
     try:
-        corpus = data.assemble(source, fitted, settings, data.pad_id(tokenizer))
+        corpus = corpora.assemble(source, fitted, settings, corpora.pad_id(tokenizer))
         notices += corpus.notices
     except RowError as error:
         refused = refused or error
@@ -123,7 +124,9 @@ def inspect(request: Request) -> Inspection:
         training_rows=corpus.training_rows if corpus else 0,
         held_out_rows=len(corpus.validation_rows) if corpus else 0,
         bad_rows=len(fitted.bad),
-        bad=tuple(BadRows(reason, len(lines), tuple(lines[: data.LINES_SHOWN])) for reason, lines in fitted.reasons()),
+        bad=tuple(
+            BadRows(reason, len(lines), tuple(lines[: corpora.LINES_SHOWN])) for reason, lines in fitted.reasons()
+        ),
         stops=str(refused) if refused else "",
         truncated_rows=len(fitted.truncated),
         lost_tokens=int((found.sizes[fitted.truncated] - settings.seq_len).sum()),

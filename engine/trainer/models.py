@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from engine.errors import Unsupported
 from engine.trainer import device as devices
-from engine.trainer.data import CHATML
+from engine.trainer.data.corpora import CHATML
 
 
 def load_tokenizer(folder: Path, **source: Any) -> Any:

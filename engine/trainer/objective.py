@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from engine.trainer import attention, cross_entropy, models
 from engine.trainer import device as devices
-from engine.trainer.batch import IGNORED, Batch, Document, collate_flat, collate_rows
+from engine.trainer.data.batch import IGNORED, Batch, Document, collate_flat, collate_rows
 
 AGREEMENT = 2e-3  # nats per token; in bf16 two orders of summation differ by some 1e-4
 STIR = 1e-5  # of a loss; what may be left of a document's neighbour in it

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from engine.memory import CONTEXT
+from engine.plans.memory import CONTEXT
 
 
 def peak_bytes(device: torch.device) -> int:

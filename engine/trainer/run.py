@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from engine.specs import FinetuneHyperparams
-from engine.trainer.data import Corpus
+from engine.trainer.data.corpora import Corpus
 from engine.trainer.objective import Objective
 from engine.trainer.reporter import Reporter
 

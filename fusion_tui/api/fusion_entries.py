@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine import service as rows
-from engine.inspection import BadRows, Bucket, Inspection, SequenceView
+from engine.data.inspection import BadRows, Bucket, Inspection, SequenceView
 from engine.service import AnyModel, Dataset
 from fusion_tui.api.fusion_models import Answer, Timestamp
 

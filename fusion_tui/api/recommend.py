@@ -11,9 +11,9 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from engine.advice import Advice
-from engine.planning import MemoryReport
-from engine.recommend import DISCLAIMER, TRAIN
+from engine.plans.advice import Advice
+from engine.plans.planning import MemoryReport
+from engine.plans.recommend import DISCLAIMER, TRAIN
 from fusion_tui.api import body, errors
 from fusion_tui.api.access import SCHEMES
 from fusion_tui.api.fusion import READ, Engine

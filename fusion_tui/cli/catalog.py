@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from engine import rows
 from engine.catalog import SEQ_LEN_LEAST, SEQ_LEN_MOST
+from engine.data import rows
+from engine.data.inspection import Inspection
 from engine.errors import InvalidData
-from engine.inspection import Inspection
 from engine.resources import size_text
 from engine.service import AnyModel, Dataset, Service
 from engine.text import clean_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from engine.planning import MemoryReport
+from engine.plans.planning import MemoryReport
 from engine.resources import size_text
 from fusion_tui.cli.output import document, say, table
 

@@ -6,7 +6,7 @@ import shlex
 
 import click
 
-from engine.recommend import DISCLAIMER, FINETUNE, TYPES, Value
+from engine.plans.recommend import DISCLAIMER, FINETUNE, TYPES, Value
 from engine.specs import HYPERPARAMS
 from fusion_tui.api.recommend import Recommended
 from fusion_tui.cli.output import Session, document, json_option, pass_session, table

@@ -12,8 +12,8 @@ from textual.message import Message
 from textual.widgets import Footer, Input, Select, Static
 from textual.worker import get_current_worker
 
+from engine.data.inspection import Inspection
 from engine.errors import EngineError
-from engine.inspection import Inspection
 from engine.service import AnyModel, Dataset, StoreError
 from fusion_tui import format as fmt
 from fusion_tui.screens.job_screen import FusionScreen

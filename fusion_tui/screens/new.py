@@ -22,7 +22,7 @@ from textual.widgets import Button, Collapsible, Footer, Input, Static
 
 from engine import atomic
 from engine.errors import EngineError, Fault, InvalidRequest
-from engine.recommend import WARNING, Recommendation
+from engine.plans.recommend import WARNING, Recommendation
 from engine.service import AnyModel, Dataset, StoreError
 from fusion_tui import format as fmt
 from fusion_tui.actions import bindings
@@ -31,7 +31,7 @@ from fusion_tui.screens.job_screen import FusionScreen
 from fusion_tui.widgets.field_row import FieldRow
 
 if TYPE_CHECKING:
-    from engine.planning import MemoryReport
+    from engine.plans.planning import MemoryReport
 
 VALIDATE_AFTER_S = 0.2
 STARTER = "starter"
@@ -331,7 +331,7 @@ def _memory(verdict: Verdict) -> str:
         return f"memory: {verdict.unplanned}" if verdict.unplanned else ""
     parts = [f"memory: {report.summary}", report.correction]
     if not report.fits:
-        from engine.planning import remedy
+        from engine.plans.planning import remedy
 
         parts.append(remedy(report))
     return ". ".join(filter(None, parts))

@@ -14,7 +14,7 @@ from textual.containers import Horizontal
 from textual.message import Message
 from textual.widgets import Input, Select, Static
 
-from engine.recommend import Value
+from engine.plans.recommend import Value
 from fusion_tui import format as fmt
 
 

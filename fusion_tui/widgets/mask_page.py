@@ -11,7 +11,7 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from engine.inspection import Inspection
+from engine.data.inspection import Inspection
 from fusion_tui import format as fmt
 from fusion_tui import mask
 from fusion_tui.actions import bindings

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engine import memory, model_shape
+from engine.plans import memory, model_shape
 from engine.service import Service
 from engine.specs import FinetuneHyperparams
 from store import catalog

@@ -83,7 +83,8 @@ def test_on_real_rows_packed_loss_and_gradients_are_those_of_rows_alone(smollm2:
     from torch.nn import functional
 
     from engine.specs import FinetuneHyperparams
-    from engine.trainer import data, lora, models
+    from engine.trainer import lora, models
+    from engine.trainer.data import corpora
     from engine.trainer.objective import FLAT, Objective
     from engine.trainer.optimizer import trained_parameters
 
@@ -94,9 +95,9 @@ def test_on_real_rows_packed_loss_and_gradients_are_those_of_rows_alone(smollm2:
     settings = {
         packing: FinetuneHyperparams(seq_len=512, packing=packing, val_fraction=0.1) for packing in (True, False)
     }
-    corpora = {packing: data.load(data.Source(rows), tokenizer, chosen) for packing, chosen in settings.items()}
-    documents = [one for sequence in corpora[False].training for one in sequence]
-    assert len(corpora[True].training) < len(documents) == len(corpora[False].training)
+    loaded = {packing: corpora.load(corpora.Source(rows), tokenizer, chosen) for packing, chosen in settings.items()}
+    documents = [one for sequence in loaded[False].training for one in sequence]
+    assert len(loaded[True].training) < len(documents) == len(loaded[False].training)
 
     with torch.no_grad():
         total, count = 0.0, 0
@@ -108,12 +109,12 @@ def test_on_real_rows_packed_loss_and_gradients_are_those_of_rows_alone(smollm2:
 
     torch.manual_seed(0)
     model = lora.add_adapters(stock, settings[True])
-    objective = Objective.of(model, cpu, corpora[True].pad, documents)
+    objective = Objective.of(model, cpu, loaded[True].pad, documents)
     assert objective.layout == FLAT
     assert objective.direct
     norms = []
     for packing, size in ((True, 4), (False, 1)):
-        sequences, trained = corpora[packing].training, 0.0
+        sequences, trained = loaded[packing].training, 0.0
         for start in range(0, len(sequences), size):
             loss = objective.summed(objective.collate(sequences[start : start + size])) / count
             loss.backward()

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch.nn import functional
 
-from engine.trainer.batch import IGNORED, Document
+from engine.trainer.data.batch import IGNORED, Document
 
 VOCABULARY = 97
 WINDOW = 8

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.trainer import attention
-from engine.trainer.batch import Batch, Document, collate_flat
+from engine.trainer.data.batch import Batch, Document, collate_flat
 from tests.trainer import families
 from tests.trainer.families import APART, SHARING, WINDOW
 

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import inspection
-from engine.inspection import CONTEXT, PADDING, TRAINED, Inspection, Request
+from engine.data import inspection
+from engine.data.inspection import CONTEXT, PADDING, TRAINED, Inspection, Request
 from engine.specs import FinetuneHyperparams
-from engine.trainer import data, inspect
-from engine.trainer.batch import IGNORED, collate_rows
-from engine.trainer.data import Source
+from engine.trainer import inspect
+from engine.trainer.data import corpora
+from engine.trainer.data.batch import IGNORED, collate_rows
+from engine.trainer.data.corpora import Source
 from tests import tiny
 from tests.trainer.conftest import write_rows
 
@@ -42,7 +43,7 @@ def ask(tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_the_batch_is_that_of_the_first_step(ask: Any, tmp_path: Path, tokenizer: Any) -> None:
     path = tiny.make_rows(tmp_path / "sums.jsonl")
     found = ask(path, seq_len=128)
-    corpus = data.load(Source(path), tokenizer, FinetuneHyperparams(seq_len=128))
+    corpus = corpora.load(Source(path), tokenizer, FinetuneHyperparams(seq_len=128))
     (sequence,), (wanted,) = found.batch, corpus.sequences(0, 1, seed=0)
     assert [[token for part in view.stretches for token in part.ids] for view in sequence.documents] == [
         document.ids for document in wanted
@@ -58,7 +59,7 @@ def test_the_batch_is_that_of_the_first_step(ask: Any, tmp_path: Path, tokenizer
 
 def test_shorter_sequences_of_a_batch_are_filled_up_and_shown_so(tokenizer: Any, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "rows.jsonl", *({"text": "so " * n} for n in (40, 3, 5)))
-    corpus = data.load(Source(path), tokenizer, FinetuneHyperparams(seq_len=64, packing=False))
+    corpus = corpora.load(Source(path), tokenizer, FinetuneHyperparams(seq_len=64, packing=False))
     sequences = [corpus.training[0], corpus.training[1]]
     shown = inspect.views(tokenizer, sequences, [corpus.training.rows(0), corpus.training.rows(1)], corpus.pad)
     batch = collate_rows(sequences, corpus.pad)

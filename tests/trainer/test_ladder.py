@@ -12,8 +12,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from engine.journal import JournalWriter
 from engine.trainer import checkpoint, finetune, ladder, loop, models, step
-from engine.trainer.batch import Batch
 from engine.trainer.checkpoint import LoopState
+from engine.trainer.data.batch import Batch
 from engine.trainer.ladder import OutOfMemory, Rung
 from engine.trainer.objective import Objective
 from engine.trainer.reporter import Reporter

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine import memory, model_shape
+from engine.plans import memory, model_shape
 from engine.specs import FinetuneHyperparams
 from engine.trainer import lora, models
-from engine.trainer.batch import Document
+from engine.trainer.data.batch import Document
 from engine.trainer.objective import Objective
 
 TOKENS, RANK = 192, 8

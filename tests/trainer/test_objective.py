@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from engine.trainer import attention, evaluate
-from engine.trainer.batch import Document
+from engine.trainer.data.batch import Document
 from engine.trainer.objective import APART as ALONE
 from engine.trainer.objective import FLAT, PACKED, Objective
 from tests.trainer import families

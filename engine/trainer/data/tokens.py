@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import rows
-from engine.rows import Row, RowError
-from engine.trainer.render import Rendered, Renderer, Span
+from engine.data import rows
+from engine.data.rows import Row, RowError
+from engine.trainer.data.render import Rendered, Renderer, Span
 
 # Rows handed to the tokenizer at once: enough to keep every core busy, little enough to tell progress.
 BATCH_ROWS, BATCH_CHARACTERS = 512, 2_000_000

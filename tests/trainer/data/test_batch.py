@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.trainer.batch import IGNORED, SHARED_AT_LEAST, Batch, Document, collate_flat, collate_rows
+from engine.trainer.data.batch import IGNORED, SHARED_AT_LEAST, Batch, Document, collate_flat, collate_rows
 from tests.trainer import families
 from tests.trainer.families import APART, SHARING
 

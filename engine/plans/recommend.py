@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.lengths import RowLengths
+from engine.data.lengths import RowLengths
 
 FINETUNE, TRAIN = "finetune", "train"
 TYPES = (FINETUNE, TRAIN)

@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from engine import rows
-from engine.rows import Row, RowError
+from engine.data import rows
+from engine.data.rows import Row, RowError
 from engine.specs import FinetuneHyperparams
-from engine.trainer import data, documents, evaluate, tokens
-from engine.trainer.batch import IGNORED, Document
-from engine.trainer.data import CHATML, Corpus, Source
-from engine.trainer.documents import Documents, Packs
+from engine.trainer import evaluate
+from engine.trainer.data import corpora, documents, tokens
+from engine.trainer.data.batch import IGNORED, Document
+from engine.trainer.data.corpora import CHATML, Corpus, Source
+from engine.trainer.data.documents import Documents, Packs
 from tests import tiny
 from tests.trainer.conftest import write_rows
 
@@ -177,11 +178,11 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=80)
 @settings(deadline=None)
 def test_packing_uses_every_document_once_fits_and_is_the_same_each_time(sizes: list[int], more: int) -> None:
     seq_len = max(sizes) + more
-    bins = data.pack(sizes, seq_len)
+    bins = corpora.pack(sizes, seq_len)
     assert sorted(number for each in bins for number in each) == list(range(len(sizes)))
     fills = sorted(sum(sizes[number] for number in each) for each in bins)
     assert 0 < fills[0] <= fills[-1] <= seq_len
-    assert data.pack(sizes, seq_len) == bins
+    assert corpora.pack(sizes, seq_len) == bins
     # Best fit: no two bins could be one, but for the single token that is not worth a document.
     assert len(fills) < 2 or fills[0] + fills[1] >= seq_len
 
@@ -225,7 +226,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 def load(path: Path, tokenizer: Any, told: list[str] | None = None, **hyperparams: Any) -> Corpus:
     asked = FinetuneHyperparams.model_validate({"seq_len": 64, **hyperparams})
-    return data.load(Source(path), tokenizer, asked, log=(told if told is not None else []).append)
+    return corpora.load(Source(path), tokenizer, asked, log=(told if told is not None else []).append)
 
 
 def all_documents(corpus: Corpus) -> list[Document]:

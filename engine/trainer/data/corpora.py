@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import rows
-from engine.rows import Row, RowError
+from engine.data import rows
+from engine.data.rows import Row, RowError
 from engine.specs import FinetuneHyperparams
-from engine.trainer import documents, token_cache, tokens
-from engine.trainer.batch import Document
-from engine.trainer.documents import Documents, Packs
-from engine.trainer.tokens import Tokens
+from engine.trainer.data import documents, token_cache, tokens
+from engine.trainer.data.batch import Document
+from engine.trainer.data.documents import Documents, Packs
+from engine.trainer.data.tokens import Tokens
 
 VALIDATION_ROWS_AT_MOST = 500
 REASONS_SHOWN, LINES_SHOWN = 5, 5

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from engine import atomic, manifest, process
 from engine.manifest import Damaged
-from engine.trainer.tokens import Fault, Tokens
+from engine.trainer.data.tokens import Fault, Tokens
 
 # Raised when rows become other tokens, or the folder's layout changes.
 VERSION = 1

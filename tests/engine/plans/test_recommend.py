@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import lengths, planning
-from engine.advice import Advice, Asked, advise, data_size, model_size
+from engine.data import lengths
+from engine.data.lengths import RowLengths
 from engine.errors import InvalidRequest, UnknownReference
-from engine.lengths import RowLengths
 from engine.paths import STARTER_MODEL, STARTER_ROWS
-from engine.recommend import (
+from engine.plans import planning
+from engine.plans.advice import Advice, Asked, advise, data_size, model_size
+from engine.plans.recommend import (
     MOST_PASSES,
     DataSize,
     ModelSize,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import memory, model_shape
-from engine.memory import Plan
+from engine.plans import memory, model_shape
+from engine.plans.memory import Plan
 from engine.specs import FinetuneHyperparams
 from tests.engine import shapes
 

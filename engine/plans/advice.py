@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from engine import lengths, specs
+from engine import specs
 from engine.catalog import AnyModel, find_dataset, find_model
+from engine.data import lengths
 from engine.errors import EngineError, Fault, InvalidRequest, UnknownReference
-from engine.planning import MemoryReport, remedy
-from engine.recommend import (
+from engine.plans.planning import MemoryReport, remedy
+from engine.plans.recommend import (
     FINETUNE,
     LEAST_ROWS,
     REFUSE_ABOVE,

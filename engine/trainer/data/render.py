@@ -15,8 +15,8 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from engine import rows
-from engine.rows import Row, RowError
+from engine.data import rows
+from engine.data.rows import Row, RowError
 
 _MARKERS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # Words that nobody writes (characters for private use): where they come out, a message stands for certain.

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import trl
 
-from engine import rows
-from engine.rows import Row, RowError
-from engine.trainer.data import CHATML
-from engine.trainer.render import Rendered, Renderer
+from engine.data import rows
+from engine.data.rows import Row, RowError
+from engine.trainer.data.corpora import CHATML
+from engine.trainer.data.render import Rendered, Renderer
 from tests import tiny
 
 # Chat templates of the model families as their makers publish them, and variants of them with generation markers.

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from engine import atomic, process, resources, rows, sources
+from engine import atomic, process, resources
+from engine.data import rows, sources
+from engine.data.sources import Record
 from engine.errors import InvalidData
-from engine.sources import Record
 
 Progress = Callable[[str, float | None], None]
 FAULTS_SHOWN = 5

@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from engine import importing, rows, sources
+from engine.data import importing, rows, sources
 from engine.errors import InvalidData
 
 TEXTS = [{"text": "one"}, {"text": "two, with a comma"}, {"text": 'three\nlines and a "quote"'}]

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from engine.data.rows import RowError
 from engine.journal import JournalWriter
 from engine.manifest import MANIFEST
-from engine.rows import RowError
 from engine.specs import FinetuneHyperparams
-from engine.trainer import data, finetune, token_cache
-from engine.trainer.data import CHATML, Source
+from engine.trainer import finetune
+from engine.trainer.data import corpora, token_cache
+from engine.trainer.data.corpora import CHATML, Source
 from engine.trainer.reporter import Reporter
 from tests import tiny
 from tests.trainer.conftest import Bench
@@ -27,11 +28,11 @@ def source(tmp_path: Path) -> Source:
     return Source(tiny.make_rows(tmp_path / "sums.jsonl", 24), "a" * 64, "messages", tmp_path / "cache")
 
 
-def load(source: Source, tokenizer: Any, **hyperparams: Any) -> tuple[data.Corpus, list[str]]:
+def load(source: Source, tokenizer: Any, **hyperparams: Any) -> tuple[corpora.Corpus, list[str]]:
     """Load a dataset; also return what was logged."""
     told: list[str] = []
     settings = FinetuneHyperparams.model_validate({"seq_len": 64, **hyperparams})
-    return data.load(source, tokenizer, settings, log=told.append), told
+    return corpora.load(source, tokenizer, settings, log=told.append), told
 
 
 def folders(source: Source) -> list[Path]:

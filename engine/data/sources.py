@@ -1,7 +1,7 @@
 """Reading rows from the files that people have: JSONL, JSON, CSV, TSV, Parquet, plain text, folders of these.
 
 The rule: a file is read in pieces (but for .json, which cannot be), and whatever is wrong with it is told with the
-file's name and the row's own place in it. What a row must hold is not judged here but in `engine.rows`.
+file's name and the row's own place in it. What a row must hold is not judged here but in `engine.data.rows`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from engine import rows
+from engine.data import rows
 from engine.errors import InvalidData
 
 # A quote that is never closed makes the rest of a table one cell; no honest cell is this long.

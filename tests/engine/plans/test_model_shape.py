@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine import model_shape
-from engine.model_shape import ShapeUnknown
 from engine.paths import STARTER_MODEL
+from engine.plans import model_shape
+from engine.plans.model_shape import ShapeUnknown
 from tests.engine import shapes
 
 

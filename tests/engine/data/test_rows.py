@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine import rows
-from engine.rows import Row, RowError
+from engine.data import rows
+from engine.data.rows import Row, RowError
 
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "hello"}

@@ -14,7 +14,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from engine import importing, inspection, resources, rows
+from engine import resources
+from engine.data import importing, inspection, rows
 from engine.errors import Conflict, InvalidData, InvalidRequest, NoSpace
 from engine.service import Service
 from tests.engine.conftest import request_for

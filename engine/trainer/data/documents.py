@@ -14,8 +14,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.trainer.batch import IGNORED, Document
-from engine.trainer.tokens import Tokens
+from engine.trainer.data.batch import IGNORED, Document
+from engine.trainer.data.tokens import Tokens
 
 NOTHING = "has no token to train on"
 NOTHING_LEFT = f"{NOTHING} after truncation to seq_len; raise seq_len"

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from engine import planning, resources
+from engine import resources
+from engine.plans import planning
 from engine.resources import Device, size_text
 from store.jobs import Job
 from store.library import Database

@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine import catalog, memory, model_shape, resources
+from engine import catalog, resources
 from engine.errors import EngineError, Fault, InvalidRequest, UnknownReference
-from engine.memory import Alternative, Plan
-from engine.model_shape import Shape
+from engine.plans import memory, model_shape
+from engine.plans.memory import Alternative, Plan
+from engine.plans.model_shape import Shape
 from engine.resources import Device, Holder, size_text
 from store import memory_peaks
 from store.library import Database

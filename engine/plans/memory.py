@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.model_shape import Shape
+from engine.plans.model_shape import Shape
 
 if TYPE_CHECKING:
     from engine.specs import FinetuneHyperparams

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from engine import memory, model_shape, resources
+from engine import resources
 from engine.errors import InvalidRequest, UnknownReference
 from engine.ingest import ingest
 from engine.journal import JournalWriter
-from engine.model_shape import ShapeUnknown
+from engine.plans import memory, model_shape
+from engine.plans.model_shape import ShapeUnknown
 from engine.service import Service
 from engine.specs import FinetuneHyperparams
 from store import catalog, memory_peaks
