@@ -90,7 +90,7 @@ class JournalWriter:
         while (batch := read(path, whole)).offset > whole:
             whole = batch.offset
             self._seq = max([self._seq, *(record.seq for record in batch.records)])
-        os.ftruncate(self._descriptor, whole)
+        atomic.step(os.ftruncate, self._descriptor, whole)
 
     def append(self, kind: str, data: dict[str, Any], *, durable: bool = False) -> None:
         """Append one record; with `durable`, return only when it is on the disk."""
@@ -117,7 +117,7 @@ class JournalWriter:
             atomic.write_all(self._descriptor, data)
         except OSError:
             written = os.fstat(self._descriptor).st_size - start
-            os.ftruncate(self._descriptor, start + data.rfind(b"\n", 0, written) + 1)
+            atomic.step(os.ftruncate, self._descriptor, start + data.rfind(b"\n", 0, written) + 1)
             raise
 
     def close(self) -> None:

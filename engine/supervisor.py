@@ -239,7 +239,7 @@ class Supervisor:
         if not self._claim(job, order, directory):
             return
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            atomic.step(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
             order.write(directory)
             child = self._launch(directory, python=self.service.settings.trainer_python, workers=workers)
         except OSError as error:
@@ -305,7 +305,7 @@ class Supervisor:
             self._watch.add(identity.pid)
 
     def _open_gate(self, attempt: Attempt) -> None:
-        (Path(attempt.directory) / GATE).touch()
+        atomic.step((Path(attempt.directory) / GATE).touch)
         with self._store.write() as db:
             attempts.update(db, attempt.job_id, attempt.fence, gate_opened=1)
 

@@ -15,7 +15,8 @@ from store.library import Database
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a job. `pid` is None until the worker's identity was committed."""
+    """One try at a job. `pid` is None until the worker's identity was committed; `heard_at` is when its newest journal
+    line was written; `exit_code` is as subprocess gives it (-9: killed), None where nobody could tell."""
 
     job_id: str
     fence: int
@@ -33,6 +34,8 @@ class Attempt:
     detail: str | None
     started_at: float
     ended_at: float | None
+    heard_at: float | None = None
+    exit_code: int | None = None
 
 
 def _attempt(row: Mapping[str, Any]) -> Attempt:

@@ -10,7 +10,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,11 @@ from store.errors import StoreError, translate
 from store.library import Database
 
 BUSY_TIMEOUT_S = 10.0
+
+
+def step(call: Callable[..., sqlite3.Cursor], sql: str, parameters: Any) -> sqlite3.Cursor:
+    """Make one SQL statement: the seam at which the crash tests fail or die at statement N, for every N."""
+    return call(sql, parameters)
 
 
 def wal_is_safe(version: tuple[int, int, int]) -> bool:
@@ -38,12 +43,12 @@ class _Connection(sqlite3.Connection):
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         """Execute one statement. Raises StoreError; IntegrityError as it is, for it tells of the caller."""
         with self._translated():
-            return super().execute(sql, parameters)
+            return step(super().execute, sql, parameters)
 
     def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
         """Execute one statement for many rows. Raises as `execute` does."""
         with self._translated():
-            return super().executemany(sql, parameters)
+            return step(super().executemany, sql, parameters)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

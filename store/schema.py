@@ -209,7 +209,15 @@ CREATE TABLE memory_peaks (
 CREATE INDEX memory_peaks_by_device ON memory_peaks (device, mode, created_at);
 """
 
-MIGRATIONS: tuple[str, ...] = (FIRST, SECOND)
+# When a worker was last heard of, and how its process ended; checkpoints that are kept for good.
+THIRD = """
+ALTER TABLE attempts ADD COLUMN heard_at REAL;
+ALTER TABLE attempts ADD COLUMN exit_code INTEGER;
+
+ALTER TABLE checkpoints ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
+"""
+
+MIGRATIONS: tuple[str, ...] = (FIRST, SECOND, THIRD)
 
 
 def migrate(db: Database) -> None:

@@ -52,7 +52,7 @@ class LogLine:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published checkpoint; `state` is published, quarantined or removed."""
+    """A published checkpoint; `state` is published, quarantined or removed; one that is pinned is never removed."""
 
     id: str
     job_id: str
@@ -65,6 +65,7 @@ class Checkpoint:
     bytes: int
     state: str
     created_at: float
+    pinned: bool = False
 
 
 _POINT_COLUMNS = tuple(Point.__dataclass_fields__)
@@ -162,4 +163,5 @@ def newest_checkpoint_step(db: Database, job_id: str) -> int:
 
 def checkpoints(db: Database, job_id: str) -> list[Checkpoint]:
     """Return a job's checkpoints, oldest first."""
-    return [Checkpoint(**row) for row in db.query("SELECT * FROM checkpoints WHERE job_id = ? ORDER BY step", [job_id])]
+    rows = db.query("SELECT * FROM checkpoints WHERE job_id = ? ORDER BY step", [job_id])
+    return [Checkpoint(**(row | {"pinned": bool(row["pinned"])})) for row in rows]

@@ -73,7 +73,7 @@ class LoopState:
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file. Raises NoSpace where the disk filled up since it was looked at."""
     try:
-        save_file(tensors, path)
+        atomic.step(save_file, tensors, path)
     except SafetensorError as error:
         # The library tells of the system's errors in words alone.
         if f"os error {errno.ENOSPC}" in str(error):
@@ -96,12 +96,12 @@ def save(
     resources.need_space(root, size, f"the checkpoint of step {state.step}")
     staged = root / f".stage-{state.step:08d}"
     shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(mode=0o700)
+    atomic.step(staged.mkdir, mode=0o700)
     try:
         _save(weights, staged / "weights.safetensors")
         _save(moments, staged / "optimizer.safetensors")
         _save(random_states, staged / "random.safetensors")
-        (staged / STATE).write_text(json.dumps(asdict(state)))
+        atomic.write_json(staged / STATE, asdict(state))
         manifest.seal(staged, facts)
         atomic.publish(staged, final)
     except BaseException:

@@ -14,7 +14,7 @@ import pytest
 from engine import journal
 from engine.order import Order
 from engine.trainer import loop
-from tests.trainer import worker
+from tests import worker
 from tests.trainer.conftest import Bench, Killed
 
 Benches = Callable[[str], Bench]
