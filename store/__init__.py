@@ -5,6 +5,23 @@ or inside one `Store.write()` transaction. Nothing here imports engine or fusion
 """
 
 from store.db import Store
-from store.errors import NotFound, StoreBusy, StoreError, StoreFull, StoreReadOnly
+from store.errors import (
+    NetworkFilesystem,
+    NotFound,
+    StoreBusy,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    StoreReadOnly,
+)
 
-__all__ = ["NotFound", "Store", "StoreBusy", "StoreError", "StoreFull", "StoreReadOnly"]
+__all__ = [
+    "NetworkFilesystem",
+    "NotFound",
+    "Store",
+    "StoreBusy",
+    "StoreDamaged",
+    "StoreError",
+    "StoreFull",
+    "StoreReadOnly",
+]

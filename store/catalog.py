@@ -9,6 +9,8 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from store import fence as fences
+from store.db import all_rows, insert
 from store.library import Database
 
 
@@ -67,6 +69,10 @@ class Dataset:
 TABLES: dict[type, str] = {BaseModel: "base_models", Model: "models", Dataset: "datasets"}
 
 
+def _columns(entry: Any) -> dict[str, Any]:
+    return {name: json.dumps(value) if isinstance(value, dict) else value for name, value in asdict(entry).items()}
+
+
 def _add(db: Database, entry: Any) -> Any:
     """Insert `entry` as the next version of its name and return it with that version."""
     table = TABLES[type(entry)]
@@ -75,7 +81,7 @@ def _add(db: Database, entry: Any) -> Any:
     queries = [f"SELECT max(version) FROM {name} WHERE name = ?" for name in sharing]  # noqa: S608
     versions = [db.conn.execute(query, [entry.name]).fetchone()[0] or 0 for query in queries]
     numbered = replace(entry, version=max(versions) + 1)
-    db.table(table).insert(asdict(numbered))
+    insert(db, table, _columns(numbered))
     return numbered
 
 
@@ -85,8 +91,13 @@ def add_base_model(db: Database, entry: BaseModel) -> BaseModel:
     return added
 
 
-def add_model(db: Database, entry: Model) -> Model:
-    """Add a trained model; its version is given here. The same id twice is one row: ingest may repeat."""
+def add_model(db: Database, entry: Model, *, fence: int | None = None) -> Model | None:
+    """Add a trained model; its version is given here. The same id twice is one row: ingest may repeat.
+
+    With `fence`, only while the attempt under it has the model's job; else None is returned and nothing written.
+    """
+    if not fences.holds(db, entry.job_id or "", fence):
+        return None
     for known in models(db):
         if known.id == entry.id:
             return known
@@ -102,17 +113,17 @@ def add_dataset(db: Database, entry: Dataset) -> Dataset:
 
 def base_models(db: Database) -> list[BaseModel]:
     """Return base models by name, newest version first."""
-    return [BaseModel(**row) for row in db.query("SELECT * FROM base_models ORDER BY name, version DESC")]
+    return [BaseModel(**row) for row in all_rows(db, "SELECT * FROM base_models ORDER BY name, version DESC")]
 
 
 def models(db: Database) -> list[Model]:
     """Return trained models, newest first."""
-    return [Model(**row) for row in db.query("SELECT * FROM models ORDER BY created_at DESC, version DESC")]
+    return [Model(**row) for row in all_rows(db, "SELECT * FROM models ORDER BY created_at DESC, version DESC")]
 
 
 def datasets(db: Database) -> list[Dataset]:
     """Return datasets by name, newest version first."""
-    rows = db.query("SELECT * FROM datasets ORDER BY name, version DESC")
+    rows = all_rows(db, "SELECT * FROM datasets ORDER BY name, version DESC")
     return [Dataset(**(row | {"facts": json.loads(row["facts"])})) for row in rows]
 
 

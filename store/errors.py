@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 
 
 class StoreError(Exception):
@@ -21,8 +22,23 @@ class StoreReadOnly(StoreError):
     """The file or its folder cannot be written by this user."""
 
 
+class StoreDamaged(StoreError):
+    """The file's content is not that of a whole database."""
+
+
+class NetworkFilesystem(StoreError):
+    """The file lies on another machine's disk, where locks and flushes cannot be relied on."""
+
+
 class NotFound(StoreError):
     """No row has this id."""
+
+
+def damaged(path: object, findings: str) -> StoreDamaged:
+    """Return the error for a damaged file, with the newest backup and the way to save what is readable."""
+    from store import backup  # which raises what stands here
+
+    return StoreDamaged(f"The job store {path} is damaged: {findings}. {backup.remedy(Path(str(path)))}")
 
 
 def translate(error: sqlite3.Error, path: object) -> StoreError:
@@ -32,6 +48,8 @@ def translate(error: sqlite3.Error, path: object) -> StoreError:
         return StoreBusy(f"The job store {path} is busy. Try again in a moment.")
     if "full" in text:
         return StoreFull(f"No disk space left for the job store {path}. Free some space; nothing was changed.")
+    if "malformed" in text or "not a database" in text or "corrupt" in text:
+        return damaged(path, str(error))
     if "readonly" in text or "read-only" in text or "unable to open" in text:
         return StoreReadOnly(f"The job store {path} cannot be written. Check the folder's owner and permissions.")
     return StoreError(f"The job store {path} failed: {error}")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from store import states
-from store.db import first_row
+from store.db import all_rows, first_row
+from store.db import insert as insert_row
 from store.errors import NotFound
 from store.library import Database
 
@@ -102,7 +103,9 @@ def insert(
     plan: Mapping[str, Any] | None = None,
 ) -> Job:
     """Add a queued job with its first event."""
-    db.table("jobs").insert(
+    insert_row(
+        db,
+        "jobs",
         {
             "id": id,
             "type": type,
@@ -119,7 +122,7 @@ def insert(
             "total_steps": total_steps,
             "created_at": now,
             "plan": json.dumps(dict(plan)) if plan else None,
-        }
+        },
     )
     add_event(db, id, "state", {"from": None, "to": states.QUEUED}, now=now)
     return get(db, id)
@@ -143,25 +146,25 @@ def find(db: Database, reference: str, limit: int = 10) -> list[Job]:
     """Return jobs whose id starts with `reference` or whose name equals it, newest first."""
     escaped = reference.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     sql = "SELECT * FROM jobs WHERE id LIKE ? ESCAPE '\\' OR name = ? ORDER BY seq DESC LIMIT ?"
-    return [_job(row) for row in db.query(sql, [escaped + "%", reference, limit])]
+    return [_job(row) for row in all_rows(db, sql, [escaped + "%", reference, limit])]
 
 
 def newest(db: Database, *, state: str | None = None, limit: int | None = None, offset: int = 0) -> list[Job]:
     """Return jobs, newest first, of one state where `state` is given."""
     where, values = ("WHERE state = ?", [state]) if state else ("", [])
     sql = f"SELECT * FROM jobs {where} ORDER BY seq DESC LIMIT ? OFFSET ?"  # noqa: S608
-    return [_job(row) for row in db.query(sql, [*values, -1 if limit is None else limit, offset])]
+    return [_job(row) for row in all_rows(db, sql, [*values, -1 if limit is None else limit, offset])]
 
 
 def count(db: Database) -> dict[str, int]:
     """Return the number of jobs in each state that has any."""
-    return {row["state"]: row["n"] for row in db.query("SELECT state, count(*) AS n FROM jobs GROUP BY state")}
+    return {row["state"]: row["n"] for row in all_rows(db, "SELECT state, count(*) AS n FROM jobs GROUP BY state")}
 
 
 def next_queued(db: Database, *, now: float) -> list[Job]:
     """Return the queued jobs whose time has come, oldest first."""
     sql = "SELECT * FROM jobs WHERE state = 'queued' AND not_before <= ? ORDER BY seq"
-    return [_job(row) for row in db.query(sql, [now])]
+    return [_job(row) for row in all_rows(db, sql, [now])]
 
 
 def transition(
@@ -196,16 +199,20 @@ def transition(
     return bool(changed)
 
 
-def update(db: Database, job_id: str, **columns: Any) -> None:
-    """Set columns other than the state. Lists are stored as JSON. Raises NotFound."""
+def update(db: Database, job_id: str, *, fence: int | None = None, **columns: Any) -> int:
+    """Set columns other than the state; with `fence`, only while that is the job's. Lists are stored as JSON.
+
+    Returns the number of rows: 0 for a stale fence. Raises NotFound where no fence is asked and no job has this id.
+    """
     values = [json.dumps(value) if isinstance(value, list) else value for value in columns.values()]
     assignments = ", ".join(f"{name} = ?" for name in columns)
     changed = db.conn.execute(
-        f"UPDATE jobs SET {assignments} WHERE id = ?",  # noqa: S608
-        [*values, job_id],
+        f"UPDATE jobs SET {assignments} WHERE id = ? AND fence = coalesce(?, fence)",  # noqa: S608
+        [*values, job_id, fence],
     ).rowcount
-    if not changed:
+    if not changed and fence is None:
         raise NotFound(f"No job has the id {job_id}.")
+    return changed
 
 
 def delete(db: Database, job_id: str) -> None:
@@ -213,14 +220,21 @@ def delete(db: Database, job_id: str) -> None:
     db.conn.execute("DELETE FROM jobs WHERE id = ?", [job_id])
 
 
-def add_event(db: Database, job_id: str, kind: str, payload: Mapping[str, Any], *, now: float) -> None:
-    """Append an event to a job's history."""
-    db.table("events").insert({"job_id": job_id, "ts": now, "kind": kind, "payload": json.dumps(dict(payload))})
+def add_event(
+    db: Database, job_id: str, kind: str, payload: Mapping[str, Any], *, now: float, fence: int | None = None
+) -> int:
+    """Append an event to a job's history; with `fence`, only while that is the job's. Returns the number of rows."""
+    return db.conn.execute(
+        "INSERT INTO events (job_id, ts, kind, payload) "
+        "SELECT ?, ?, ?, ? WHERE ? IS NULL OR EXISTS (SELECT 1 FROM jobs WHERE id = ? AND fence = ?)",
+        [job_id, now, kind, json.dumps(dict(payload)), fence, job_id, fence],
+    ).rowcount
 
 
 def events(db: Database, job_id: str, *, after: int = 0) -> list[Event]:
     """Return a job's events, oldest first, with an id above `after`."""
     sql = "SELECT id, ts, kind, payload FROM events WHERE job_id = ? AND id > ? ORDER BY id"
     return [
-        Event(row["id"], row["ts"], row["kind"], json.loads(row["payload"])) for row in db.query(sql, [job_id, after])
+        Event(row["id"], row["ts"], row["kind"], json.loads(row["payload"]))
+        for row in all_rows(db, sql, [job_id, after])
     ]

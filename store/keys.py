@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from store.db import first_row
+from store.db import all_rows, first_row, insert
 from store.library import Database
 
 SCOPES = ("train", "read", "datasets", "models", "billing")
@@ -40,7 +40,9 @@ def _key(row: Mapping[str, Any]) -> Key:
 def add(db: Database, *, id: str, name: str, secret: str, scopes: tuple[str, ...], now: float) -> Key:
     """Store a key by its hash."""
     key = Key(id=id, name=name, prefix=secret[:10], scopes=scopes, created_at=now)
-    db.table("keys").insert(
+    insert(
+        db,
+        "keys",
         {
             "id": id,
             "name": name,
@@ -48,7 +50,7 @@ def add(db: Database, *, id: str, name: str, secret: str, scopes: tuple[str, ...
             "secret_hash": digest(secret),
             "scopes": json.dumps(scopes),
             "created_at": now,
-        }
+        },
     )
     return key
 
@@ -68,7 +70,7 @@ def is_known(db: Database, secret: str) -> bool:
 def listing(db: Database) -> list[Key]:
     """Return the live keys, oldest first."""
     sql = "SELECT id, name, prefix, scopes, created_at FROM keys WHERE revoked_at IS NULL ORDER BY created_at"
-    return [_key(row) for row in db.query(sql)]
+    return [_key(row) for row in all_rows(db, sql)]
 
 
 def revoke(db: Database, key_id: str, *, now: float) -> bool:

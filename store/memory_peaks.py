@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from store.db import first_row
+from store import fence as fences
+from store.db import first_row, insert
 from store.library import Database
 
 
@@ -23,11 +24,16 @@ class Peak:
     created_at: float
 
 
-def record(db: Database, peak: Peak) -> None:
-    """Keep a run's peak: of several attempts, that of the one that took most."""
+def record(db: Database, peak: Peak, *, fence: int | None = None) -> int:
+    """Keep a run's peak: of several attempts, that of the one that took most.
+
+    With `fence`, only while the attempt under it has the job. Returns the number of rows.
+    """
     known = of_job(db, peak.job_id)
-    if known is None or peak.measured >= known.measured:
-        db.table("memory_peaks").upsert(vars(peak), pk="job_id")
+    if not fences.holds(db, peak.job_id, fence) or (known is not None and peak.measured < known.measured):
+        return 0
+    insert(db, "memory_peaks", vars(peak), replace=True)
+    return 1
 
 
 def of_job(db: Database, job_id: str) -> Peak | None:

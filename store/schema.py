@@ -220,18 +220,24 @@ ALTER TABLE checkpoints ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
 MIGRATIONS: tuple[str, ...] = (FIRST, SECOND, THIRD)
 
 
-def migrate(db: Database) -> None:
-    """Bring `db` up to date; call it inside one write transaction.
+def applied(db: Database) -> int:
+    """Return how many migrations a store has had; 0 for one that was just made.
 
     Raises StoreError when the file was made by a later version.
     """
-    applied = int(db.execute("PRAGMA user_version").fetchone()[0])
-    if applied > len(MIGRATIONS):
+    number = int(db.execute("PRAGMA user_version").fetchone()[0])
+    if number > len(MIGRATIONS):
         raise StoreError(
-            f"This job store was made by a later version (schema {applied}, this one knows {len(MIGRATIONS)}). "
+            f"This job store was made by a later version (schema {number}, this one knows {len(MIGRATIONS)}). "
             "Upgrade fusion-tui, or point FUSION_HOME at another folder."
         )
-    for number, script in enumerate(MIGRATIONS[applied:], start=applied + 1):
+    return number
+
+
+def migrate(db: Database) -> None:
+    """Bring `db` up to date; call it inside one write transaction. Raises StoreError as `applied` does."""
+    before = applied(db)
+    for number, script in enumerate(MIGRATIONS[before:], start=before + 1):
         # Not executescript(): that would commit the transaction this stands in.
         for statement in script.split(";\n"):
             if statement.strip():

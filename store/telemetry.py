@@ -9,22 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from store import fence as fences
+from store.db import all_rows, insert
 from store.library import Database
 
 LOG_LINES_KEPT = 2000
 
 
-@dataclass(frozen=True)
-class Point:
-    """One telemetry point. `throughput` is non-padding tokens per second, `tokens` their running total,
+class Point(NamedTuple):
+    """One telemetry point; a tuple, for there are millions. `throughput`: non-padding tokens per second, `tokens`: all,
     `vram_gb` the peak reserved memory, `step_s` seconds per optimiser step and `data_s` … `save_s` its parts."""
 
     step: int
     phase: str
     ts: float
-    cycle: int = 0
     loss: float | None = None
     lr: float | None = None
     grad_norm: float | None = None
@@ -38,6 +38,7 @@ class Point:
     backward_s: float | None = None
     optimizer_s: float | None = None
     save_s: float | None = None
+    cycle: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,23 +69,24 @@ class Checkpoint:
     pinned: bool = False
 
 
-_POINT_COLUMNS = tuple(Point.__dataclass_fields__)
-_POINT_SQL = ", ".join(_POINT_COLUMNS)
+_POINT_SQL = ", ".join(Point._fields)
+_POINT_MARKS = ", ".join("?" * (2 + len(Point._fields)))
+_POINT_INSERT = f"INSERT OR REPLACE INTO metrics (job_id, fence, {_POINT_SQL}) VALUES ({_POINT_MARKS})"  # noqa: S608
 
 
-def add_points(db: Database, job_id: str, fence: int, points: Iterable[Point]) -> None:
-    """Insert or replace metric points."""
-    columns = ("job_id", "fence", *_POINT_COLUMNS)
-    marks = ", ".join("?" * len(columns))
-    db.conn.executemany(
-        f"INSERT OR REPLACE INTO metrics ({', '.join(columns)}) VALUES ({marks})",  # noqa: S608
-        ([job_id, fence, *asdict(point).values()] for point in points),
-    )
+def add_points(db: Database, job_id: str, fence: int, points: Iterable[tuple[Any, ...]]) -> None:
+    """Insert or replace metric points, each the values of a `Point`."""
+    db.conn.executemany(_POINT_INSERT, [(job_id, fence, *point) for point in points])
 
 
-def forget_after(db: Database, job_id: str, step: int) -> None:
-    """Drop the points after `step`: the worker resumed there and will write them again."""
-    db.conn.execute("DELETE FROM metrics WHERE job_id = ? AND step > ?", [job_id, step])
+def forget_after(db: Database, job_id: str, step: int, *, fence: int | None = None) -> int:
+    """Drop the points after `step`: the worker resumed there and will write them again. Returns their number.
+
+    Here and below, what is written with a `fence` is written only while the attempt under it has the job.
+    """
+    if not fences.holds(db, job_id, fence):
+        return 0
+    return db.conn.execute("DELETE FROM metrics WHERE job_id = ? AND step > ?", [job_id, step]).rowcount
 
 
 def points(db: Database, job_id: str, *, since_step: int = -1, phase: str | None = None) -> list[Point]:
@@ -92,7 +94,7 @@ def points(db: Database, job_id: str, *, since_step: int = -1, phase: str | None
     where, values = (" AND phase = ?", [phase]) if phase else ("", [])
     sql = f"SELECT {_POINT_SQL} FROM metrics WHERE job_id = ? AND step > ?{where} ORDER BY step, phase"  # noqa: S608
     rows = db.conn.execute(sql, [job_id, since_step, *values])
-    return [Point(*row) for row in rows]
+    return [Point._make(row) for row in rows]
 
 
 def latest_step(db: Database, job_id: str) -> int:
@@ -108,11 +110,15 @@ def latest_points(db: Database, job_ids: Iterable[str]) -> dict[str, Point]:
         "ORDER BY step DESC LIMIT 1"
     )
     found = ((job_id, db.conn.execute(sql, [job_id]).fetchone()) for job_id in job_ids)
-    return {job_id: Point(*row) for job_id, row in found if row}
+    return {job_id: Point._make(row) for job_id, row in found if row}
 
 
-def add_log_lines(db: Database, job_id: str, lines: Iterable[tuple[float, str, str]]) -> None:
-    """Append (ts, stream, text) lines and keep the newest 2,000."""
+def add_log_lines(
+    db: Database, job_id: str, lines: Iterable[tuple[float, str, str]], *, fence: int | None = None
+) -> int:
+    """Append (ts, stream, text) lines and keep the newest 2,000. Returns the number of new ones."""
+    if not fences.holds(db, job_id, fence):
+        return 0
     row = db.conn.execute("SELECT max(seq) FROM log_lines WHERE job_id = ?", [job_id]).fetchone()
     last = int(row[0] or 0)
     numbered = [(job_id, last + i, *line) for i, line in enumerate(lines, start=1)]
@@ -120,6 +126,7 @@ def add_log_lines(db: Database, job_id: str, lines: Iterable[tuple[float, str, s
     oldest = last + len(numbered) - LOG_LINES_KEPT
     if oldest > 0:
         db.conn.execute("DELETE FROM log_lines WHERE job_id = ? AND seq <= ?", [job_id, oldest])
+    return len(numbered)
 
 
 def log_lines(db: Database, job_id: str, *, since: int = 0) -> list[LogLine]:
@@ -128,9 +135,12 @@ def log_lines(db: Database, job_id: str, *, since: int = 0) -> list[LogLine]:
     return [LogLine(*row) for row in db.conn.execute(sql, [job_id, since])]
 
 
-def set_result(db: Database, job_id: str, body: Mapping[str, Any], *, now: float) -> None:
-    """Store a job's result; a repeated report replaces it."""
-    db.table("results").upsert({"job_id": job_id, "body": json.dumps(dict(body)), "created_at": now}, pk="job_id")
+def set_result(db: Database, job_id: str, body: Mapping[str, Any], *, now: float, fence: int | None = None) -> int:
+    """Store a job's result; a repeated report replaces it. Returns the number of rows."""
+    if not fences.holds(db, job_id, fence):
+        return 0
+    insert(db, "results", {"job_id": job_id, "body": json.dumps(dict(body)), "created_at": now}, replace=True)
+    return 1
 
 
 def result(db: Database, job_id: str) -> dict[str, Any] | None:
@@ -139,20 +149,29 @@ def result(db: Database, job_id: str) -> dict[str, Any] | None:
     return json.loads(row[0]) if row else None
 
 
-def add_checkpoint(db: Database, checkpoint: Checkpoint) -> None:
-    """Record a published checkpoint; one at the same step replaces the earlier record but keeps its id."""
+def add_checkpoint(db: Database, checkpoint: Checkpoint, *, fence: int | None = None) -> int:
+    """Record a published checkpoint; one at the same step replaces the earlier record but keeps its id and its pin.
+
+    Returns the number of rows.
+    """
+    if not fences.holds(db, checkpoint.job_id, fence):
+        return 0
     row = db.conn.execute(
-        "SELECT id FROM checkpoints WHERE job_id = ? AND step = ?", [checkpoint.job_id, checkpoint.step]
+        "SELECT id, pinned FROM checkpoints WHERE job_id = ? AND step = ?", [checkpoint.job_id, checkpoint.step]
     ).fetchone()
     values = asdict(checkpoint)
     if row:
-        values["id"] = row[0]
-    db.table("checkpoints").insert(values, replace=True)
+        values["id"], values["pinned"] = row
+    insert(db, "checkpoints", values, replace=True)
+    return 1
 
 
-def mark_checkpoint(db: Database, job_id: str, step: int, state: str) -> None:
-    """Set the state of a job's checkpoint at `step`."""
-    db.conn.execute("UPDATE checkpoints SET state = ? WHERE job_id = ? AND step = ?", [state, job_id, step])
+def mark_checkpoint(db: Database, job_id: str, step: int, state: str, *, fence: int | None = None) -> int:
+    """Set the state of a job's checkpoint at `step`. Returns the number of rows."""
+    if not fences.holds(db, job_id, fence):
+        return 0
+    sql = "UPDATE checkpoints SET state = ? WHERE job_id = ? AND step = ?"
+    return db.conn.execute(sql, [state, job_id, step]).rowcount
 
 
 def newest_checkpoint_step(db: Database, job_id: str) -> int:
@@ -163,5 +182,15 @@ def newest_checkpoint_step(db: Database, job_id: str) -> int:
 
 def checkpoints(db: Database, job_id: str) -> list[Checkpoint]:
     """Return a job's checkpoints, oldest first."""
-    rows = db.query("SELECT * FROM checkpoints WHERE job_id = ? ORDER BY step", [job_id])
+    rows = all_rows(db, "SELECT * FROM checkpoints WHERE job_id = ? ORDER BY step", [job_id])
     return [Checkpoint(**(row | {"pinned": bool(row["pinned"])})) for row in rows]
+
+
+def checkpoint(db: Database, job_id: str, step: int) -> Checkpoint | None:
+    """Return a job's checkpoint of one step, in whatever state it is."""
+    return next((found for found in checkpoints(db, job_id) if found.step == step), None)
+
+
+def pin_checkpoint(db: Database, job_id: str, step: int, pinned: bool) -> None:
+    """Note that a job's checkpoint is, or is not, to be kept for good."""
+    db.conn.execute("UPDATE checkpoints SET pinned = ? WHERE job_id = ? AND step = ?", [int(pinned), job_id, step])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from store import catalog, jobs
+from store import attempts, catalog, jobs
 from store.jobs import Job
 from store.library import Database
 
@@ -28,6 +28,14 @@ def new_job(db: Database, **fields: Any) -> Job:
         "now": 1000.0,
     }
     return jobs.insert(db, id=job_id, **{**values, **fields})
+
+
+def claim(db: Database, job_id: str, *, directory: str = "/nowhere", now: float = 1.0, start_step: int = 0) -> int:
+    """Claim a queued job with its attempt, as the supervisor does; return the new fence."""
+    fence = jobs.get(db, job_id).fence
+    assert jobs.transition(db, job_id, "provisioning", fence=fence, new_fence=fence + 1, now=now)
+    attempts.begin(db, job_id, fence + 1, device="cpu", directory=directory, start_step=start_step, now=now)
+    return fence + 1
 
 
 def base_model(**fields: Any) -> catalog.BaseModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -12,6 +13,7 @@ import pytest
 
 from store import Store, StoreBusy, StoreError, StoreFull, StoreReadOnly, db, jobs, schema, telemetry
 from store.telemetry import Point
+from tests.crash import faults
 from tests.store.entries import new_job
 
 BIG = "x" * 4096
@@ -230,17 +232,57 @@ def test_the_store_file_is_readable_by_its_user_alone_whatever_the_umask(tmp_pat
     assert set(modes.values()) == {0o600}, modes
 
 
-def test_fifty_opens_leave_the_number_of_descriptors_as_it_was(tmp_path: Path) -> None:
-    def open_and_use() -> None:
-        store = Store(tmp_path / "store.db")
+def test_fifty_opens_leave_the_number_of_descriptors_and_threads_as_it_was(tmp_path: Path) -> None:
+    def use(store: Store) -> None:
         store.read().execute("SELECT 1")
         with store.write() as database:
             database.execute("DELETE FROM settings")
+
+    def open_and_use() -> None:
+        store = Store(tmp_path / "store.db")
+        use(store)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(use, store).result()
         store.close()
 
+    def open_and_fail() -> None:
+        with pytest.raises(StoreError):
+            Store(tmp_path / "no store")
+
+    (tmp_path / "no store").write_bytes(b"not a database " * 100)
     open_and_use()
+    open_and_fail()
     me = psutil.Process()
-    before = me.num_fds()
+    descriptors, threads = me.num_fds(), me.num_threads()
     for _ in range(50):
         open_and_use()
-    assert abs(me.num_fds() - before) <= 2
+        open_and_fail()
+    assert abs(me.num_fds() - descriptors) <= 2
+    assert abs(me.num_threads() - threads) <= 2
+
+
+def test_a_write_whose_undoing_fails_too_leaves_the_store_usable(store: Store) -> None:
+    def refuse(call: object, arguments: object, options: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    def write() -> None:
+        with store.write() as database:
+            put(database, "lost")
+
+    with faults.at(2, refuse, files=False, sql=True, onward=True), pytest.raises(StoreError, match="disk I/O error"):
+        write()
+    with store.write() as database:
+        put(database, "kept")
+    assert settings_of(store) == {"kept": "v"}
+
+
+def test_reading_makes_one_statement_and_holds_no_lock_after_it(store: Store) -> None:
+    with store.write() as database:
+        new_job(database)
+    jobs.newest(store.read())  # opens the connection
+    with faults.at(0, faults.die, files=False, sql=True) as count:
+        jobs.newest(store.read())
+    assert count.calls == 1
+    other = sqlite3.connect(store.path, timeout=0, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    other.close()

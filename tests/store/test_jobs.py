@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from store import NotFound, Store, jobs, states
+from tests.store import forked
 from tests.store.entries import new_job
 
 # The ways of api.md, "States", written down a second time: code and document must agree.
@@ -36,7 +37,7 @@ class JobStates(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(dir=forked.FAST))
         self.store = Store(self.folder / "store.db")
         with self.store.write() as db:
             self.job_id = new_job(db).id

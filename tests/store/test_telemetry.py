@@ -9,7 +9,7 @@ import pytest
 
 from store import Store, attempts, catalog, jobs, keys, telemetry
 from store.telemetry import Checkpoint, Point
-from tests.store.entries import base_model, dataset, model, new_job
+from tests.store.entries import base_model, claim, dataset, model, new_job
 
 
 @pytest.fixture
@@ -132,16 +132,16 @@ def test_deleting_a_job_takes_all_that_it_reported_along(store: Store, job: str)
 
 def test_attempts_are_open_until_closed_and_listed_by_fence(store: Store, job: str) -> None:
     with store.write() as db:
-        attempts.begin(db, job, 1, device="cpu", directory="/1", start_step=0, now=1.0)
-        attempts.update(db, job, 1, pid=7, boot_id="b", start_ticks=9, gate_opened=1)
-        attempts.close(db, job, 1, outcome="lost", detail=None, now=2.0)
-        attempts.begin(db, job, 2, device="cpu", directory="/2", start_step=5, now=3.0)
+        claim(db, job, directory="/1")
+        assert attempts.update(db, job, 1, pid=7, boot_id="b", start_ticks=9, gate_opened=1) == 1
+        assert attempts.close(db, job, 1, outcome="lost", detail=None, now=2.0, exit_code=-9) == 1
+        jobs.transition(db, job, "preempted", fence=1, now=2.0)
+        jobs.transition(db, job, "queued", fence=1, now=2.0)
+        claim(db, job, start_step=5, now=3.0)
     (running,) = attempts.open_attempts(store.read())
     assert (running.fence, running.pid, running.gate_opened, running.start_step) == (2, None, False, 5)
-    assert [(a.fence, a.outcome, a.gate_opened) for a in attempts.of_job(store.read(), job)] == [
-        (1, "lost", True),
-        (2, None, False),
-    ]
+    history = [(a.fence, a.outcome, a.gate_opened, a.exit_code) for a in attempts.of_job(store.read(), job)]
+    assert history == [(1, "lost", True, -9), (2, None, False, None)]
     assert attempts.get(store.read(), job, 3) is None
 
 
