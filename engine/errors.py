@@ -51,3 +51,7 @@ class NoSpace(EngineError):
 
 class Unsupported(EngineError):
     """The request asks for what this device or this model does not have."""
+
+
+class DiskFailed(EngineError):
+    """The disk refused a write for another reason than a lack of room: an error of the device, a read-only mount."""

@@ -72,15 +72,18 @@ def verify(directory: Path) -> Manifest:
     """Read a manifest and check each file's size and hash. Raises Damaged, naming the first that differs."""
     manifest = load(directory)
     for name, wanted in manifest.files.items():
-        path = directory / name
+        _check(directory, name, wanted)
+    return manifest
+
+
+def _check(directory: Path, name: str, wanted: dict[str, Any]) -> None:
+    path = directory / name
+    try:
         if not path.is_file():
             raise Damaged(directory, name, "is missing")
         if path.stat().st_size != wanted["size"]:
             raise Damaged(directory, name, f"has {path.stat().st_size} bytes, not {wanted['size']}")
-        try:
-            found = file_sha256(path)
-        except OSError as error:
-            raise Damaged(directory, name, f"cannot be read ({error.strerror})") from None
-        if found != wanted["sha256"]:
+        if file_sha256(path) != wanted["sha256"]:
             raise Damaged(directory, name, "does not match its hash")
-    return manifest
+    except OSError as error:
+        raise Damaged(directory, name, f"cannot be read ({error.strerror})") from None

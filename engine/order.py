@@ -18,6 +18,9 @@ JOURNAL = "journal.jsonl"
 GATE = "gate"
 CHECKPOINTS = "checkpoints"
 
+# How a worker leaves that cannot say in its journal why: its gate did not open; the journal could not be written.
+NOT_ADMITTED, UNTOLD = 3, 4
+
 
 @dataclass(frozen=True)
 class Order:

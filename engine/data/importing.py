@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import shutil
 import struct
 import time
 from array import array
@@ -173,14 +172,14 @@ def import_rows(
     needed = sum(sources.bytes_expected(path) for path in files)
     resources.need_space(target.parent, needed, f"a copy of {source.name}")
     staged = target.with_name(f".{target.name}.stage")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(mode=0o700)
+    atomic.discard(staged)
+    atomic.step(staged.mkdir, mode=0o700)
     try:
         with (staged / COPY).open("wb") as copy:
             found = survey(source, copy, form=form, drop_bad=drop_bad, progress=progress)
         atomic.publish(staged, target)
     except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
+        atomic.discard(staged)
         raise
     return found, target / COPY
 
@@ -277,7 +276,7 @@ def convert_gguf(file: Path, target: Path, *, python: str, progress: Progress = 
     except RuntimeError as error:
         raise InvalidData(f"{file.name} could not be converted: {error}") from None
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        atomic.discard(staged)
 
 
 def _snapshot(name: str, kind: str, wanted: list[str], whole: Callable[[Path], bool], progress: Progress) -> Path:

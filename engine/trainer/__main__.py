@@ -5,20 +5,25 @@ The rule: nothing is done before the gate opens, for until then no store knows t
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
-from engine.errors import EngineError, NoSpace
-from engine.journal import JournalWriter
-from engine.order import GATE, JOURNAL, Order
+from engine import atomic
+from engine.errors import DiskFailed, EngineError, NoSpace
+from engine.journal import JournalLost, JournalWriter
+from engine.order import GATE, JOURNAL, NOT_ADMITTED, UNTOLD, Order
 
 GATE_SECONDS = 30.0
+# Given up when the disk is full, so that the journal can still say so; random, for zeros may take no room.
 BALLAST_BYTES = 65536
+
+Ending: TypeAlias = "tuple[str, str | None, str | None]"
 
 
 def wait_for_gate(directory: Path) -> bool:
@@ -32,62 +37,87 @@ def wait_for_gate(directory: Path) -> bool:
 
 
 def main(directory: Path) -> int:
-    """Carry out the order in `directory` and return the exit code."""
+    """Carry out the order in `directory` and return the exit code: 0 where the journal says how it ended."""
     if not wait_for_gate(directory):
         print("The gate did not open: no supervisor committed this worker. Leaving.", file=sys.stderr)
-        return 3
-    order = Order.read(directory)
-    journal = JournalWriter(directory / JOURNAL, order.fence)
+        return NOT_ADMITTED
+    try:
+        order = Order.read(directory)
+        journal = JournalWriter(directory / JOURNAL, order.fence)
+        carry_out(order, journal, directory / "ballast")
+    except Exception as error:  # noqa: BLE001  (the edge of the process: what the journal cannot be told, is told here)
+        with suppress(OSError):  # a full disk takes no words either
+            traceback.print_exc()
+            print(f"The worker could not tell its journal how it ended: {error}", file=sys.stderr, flush=True)
+        return UNTOLD
+    return 0
 
-    # Given up when the disk is full, so that the journal can still say so.
-    ballast = directory / "ballast"
-    ballast.write_bytes(bytes(BALLAST_BYTES))
 
+def carry_out(order: Order, journal: JournalWriter, ballast: Path) -> None:
+    """Carry out an order and end the journal with how it went. Raises OSError or JournalLost where that cannot be."""
     # Imported behind the gate: seconds of loading that a worker nobody knows must not spend.
-    from engine.data.rows import RowError
-    from engine.trainer.ladder import OutOfMemory, is_out_of_memory
     from engine.trainer.reporter import Reporter
-    from engine.trainer.run import Diverged, StopFlag, Stopped
+    from engine.trainer.run import StopFlag
 
     stop = StopFlag()
     stop.install()
     reporter = Reporter(journal)
-    reporter.state("staging", "loading the training libraries")
     # What a library says to its own developers is no news to a user.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
     warnings.showwarning = lambda message, category, *rest: reporter.log(f"{category.__name__}: {message}", "warning")
+    ending: Ending = ("completed", None, None)
     try:
+        atomic.write_bytes(ballast, os.urandom(BALLAST_BYTES))
+        reporter.state("staging", "loading the training libraries")
         from transformers.utils import logging
 
         from engine.trainer import finetune
 
         logging.disable_progress_bar()
         finetune.run_job(order, reporter, stop)
-    except Stopped:
-        reporter.end("preempted")
-    except RowError as error:
-        reporter.end("failed", f"Dataset {order.dataset_name}, {error}", "data")
-    except Diverged as error:
-        reporter.end("failed", str(error)[:1].upper() + str(error)[1:], "nan")
-    except OutOfMemory as error:
-        reporter.end("failed", str(error)[:1].upper() + str(error)[1:], "oom")
-    except NoSpace as error:
-        ballast.unlink(missing_ok=True)
-        reporter.end("preempted", str(error), "disk_full")
-    except EngineError as error:
-        reporter.end("failed", str(error), "unsupported")
+    except JournalLost:
+        raise
     except Exception as error:  # noqa: BLE001  (the edge of the process: everything is recorded here)
-        # safetensors tells of the system's errors in words alone.
-        if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
-            ballast.unlink(missing_ok=True)
-            reporter.end("preempted", "No space left on the disk.", "disk_full")
-            return 0
-        reporter.log(traceback.format_exc(), "error")
-        reporter.end("failed", explain(error), "oom" if is_out_of_memory(error) else "error")
-    else:
-        reporter.end("completed")
-    return 0
+        ending = ending_of(error, order)
+        if ending[2] == "error":
+            with suppress(OSError):  # the end matters more
+                reporter.log(traceback.format_exc(), "error")
+    if ending[2] == "disk_full":
+        atomic.discard(ballast)
+    try:
+        reporter.end(*ending)
+    except OSError as error:
+        if not atomic.is_full(error):
+            raise
+        atomic.discard(ballast)
+        reporter.end(*ending)
+    atomic.discard(ballast)
+
+
+def ending_of(error: Exception, order: Order) -> Ending:
+    """Return what an error means for the run: outcome, text for its user, cause."""
+    from engine.data.rows import RowError
+    from engine.trainer.ladder import OutOfMemory, is_out_of_memory
+    from engine.trainer.run import Diverged, Stopped
+
+    text = str(error)
+    sentence = text[:1].upper() + text[1:]
+    kinds: dict[type[Exception], Ending] = {
+        Stopped: ("preempted", None, None),
+        RowError: ("failed", f"Dataset {order.dataset_name}, {text}", "data"),
+        Diverged: ("failed", sentence, "nan"),
+        OutOfMemory: ("failed", sentence, "oom"),
+        NoSpace: ("preempted", text, "disk_full"),
+        DiskFailed: ("failed", text, "disk"),
+        EngineError: ("failed", text, "unsupported"),
+    }
+    for kind, ending in kinds.items():
+        if isinstance(error, kind):
+            return ending
+    if atomic.is_full(error):
+        return "preempted", "No space left on the disk.", "disk_full"
+    return "failed", explain(error), "oom" if is_out_of_memory(error) else "error"
 
 
 def explain(error: Exception) -> str:
@@ -99,7 +129,10 @@ def explain(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]))
-    sys.stdout.flush()
-    # Not a plain return: threads of the training libraries may hang an interpreter's end.
-    os._exit(code)
+    code = UNTOLD
+    try:
+        code = main(Path(sys.argv[1]))
+        sys.stdout.flush()
+    finally:
+        # Not a plain return: threads of the training libraries may hang an interpreter's end, also after an error.
+        os._exit(code)

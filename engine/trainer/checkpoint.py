@@ -6,20 +6,16 @@ Nothing is pickled: tensors are safetensors, the rest is JSON.
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from engine import atomic, manifest, resources
-from engine.errors import NoSpace
+from engine import atomic, manifest, pins, resources
 from engine.manifest import Damaged
 from engine.trainer import device as devices
 from engine.trainer import optimizer as optimizers
@@ -28,6 +24,9 @@ from engine.trainer.ladder import Rung
 from engine.trainer.optimizer import trained_parameters
 
 STATE = "state.json"
+STAGE = ".stage-"
+QUARANTINE = ".damaged"
+KEPT_AT_LEAST = 2  # a damaged newest one must leave another
 
 
 @dataclass
@@ -70,45 +69,45 @@ class LoopState:
         return cls(**fields)
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write a safetensors file. Raises NoSpace where the disk filled up since it was looked at."""
-    try:
-        atomic.step(save_file, tensors, path)
-    except SafetensorError as error:
-        # The library tells of the system's errors in words alone.
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise NoSpace(f"The disk is full: {path.name} could not be written below {path.parent.parent}.") from None
-        raise
-
-
 def save(
     root: Path, state: LoopState, facts: dict[str, Any], model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> Path:
-    """Publish a checkpoint of `state.step` below `root` and return its directory. Raises NoSpace, OSError."""
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    final = root / f"step-{state.step:08d}"
-    if final.exists():
-        return final
-    weights = {name: value.detach().cpu().contiguous() for name, value in trained_parameters(model).items()}
-    moments = optimizers.state_tensors(model, optimizer)
-    random_states = devices.rng_state(next(model.parameters()).device)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in [*weights.values(), *moments.values()])
-    resources.need_space(root, size, f"the checkpoint of step {state.step}")
-    staged = root / f".stage-{state.step:08d}"
-    shutil.rmtree(staged, ignore_errors=True)
-    atomic.step(staged.mkdir, mode=0o700)
-    try:
-        _save(weights, staged / "weights.safetensors")
-        _save(moments, staged / "optimizer.safetensors")
-        _save(random_states, staged / "random.safetensors")
-        atomic.write_json(staged / STATE, asdict(state))
-        manifest.seal(staged, facts)
-        atomic.publish(staged, final)
-    except BaseException:
-        # On a full disk a stage left behind would keep it full.
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
+    """Publish a checkpoint of `state.step` below `root` and return its directory. Raises NoSpace, DiskFailed."""
+    with atomic.telling(f"saving the checkpoint of step {state.step}", root):
+        # Only in a folder that is there: where the attempt's own was removed, nobody waits for its work.
+        atomic.make_folder(root)
+        final = root / f"step-{state.step:08d}"
+        if final.exists():
+            return final
+        parts = {
+            "weights": {name: value.detach().cpu().contiguous() for name, value in trained_parameters(model).items()},
+            "optimizer": optimizers.state_tensors(model, optimizer),
+            "random": devices.rng_state(next(model.parameters()).device),
+        }
+        size = sum(tensor.numel() * tensor.element_size() for part in parts.values() for tensor in part.values())
+        resources.need_space(root, size, f"the checkpoint of step {state.step}")
+        staged = root / f"{STAGE}{state.step:08d}"
+        atomic.discard(staged)
+        try:
+            atomic.step(staged.mkdir, mode=0o700)
+            for name, tensors in parts.items():
+                atomic.step(save_file, tensors, staged / f"{name}.safetensors")
+            atomic.write_json(staged / STATE, asdict(state))
+            manifest.seal(staged, facts)
+            atomic.publish(staged, final)
+        except BaseException:
+            # On a full disk a stage left behind would keep it full.
+            atomic.discard(staged)
+            raise
     return final
+
+
+def clear(roots: Sequence[Path]) -> None:
+    """Remove what attempts that died left half done: stages of no use to anyone, removals cut short."""
+    for root in roots:
+        for stage in root.glob(f"{STAGE}*"):
+            atomic.discard(stage)
+        atomic.sweep(root)
 
 
 def size_of(directory: Path) -> int:
@@ -130,16 +129,38 @@ def published(roots: Sequence[Path]) -> list[Path]:
 def newest_good(
     roots: Sequence[Path], on_damage: Callable[[Path, Damaged], None], *, step: int | None = None
 ) -> Path | None:
-    """Return the newest checkpoint (of one step) whose every file is as published; set aside the damaged ones."""
+    """Return the newest checkpoint (of one step) whose every file is as published; set aside the damaged ones.
+
+    `on_damage` hears of each, with the name it gets, before it is set aside: after a crash between the two it is told
+    again, and never not at all. Raises DiskFailed.
+    """
     for directory in published(roots):
         if step is not None and step_of(directory) != step:
             continue
         try:
-            manifest.verify(directory)
+            _verify(directory)
             return directory
         except Damaged as damage:
-            on_damage(atomic.set_aside(directory, ".damaged"), damage)
+            on_damage(directory.with_name(directory.name + QUARANTINE), damage)
+        with atomic.telling("setting a damaged checkpoint aside", directory):
+            atomic.set_aside(directory, QUARANTINE)
+        _thin_quarantine(roots)
     return None
+
+
+def _verify(directory: Path) -> None:
+    """Raise Damaged unless every file is as published, and published for this step."""
+    step = manifest.verify(directory).facts.get("step", step_of(directory))
+    if step != step_of(directory):
+        raise Damaged(directory, manifest.MANIFEST, f"is that of step {step}")
+
+
+def _thin_quarantine(roots: Sequence[Path]) -> None:
+    """Of the damaged checkpoints keep that of the highest step, in which most work lies; and those pinned."""
+    found = [path for root in roots for path in sorted(root.glob(f"step-*{QUARANTINE}"))]
+    for path in sorted(found, key=lambda path: path.name, reverse=True)[1:]:
+        if not pins.is_pinned(path):
+            atomic.remove_tree(path)
 
 
 def restore(directory: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> LoopState:
@@ -156,11 +177,28 @@ def restore(directory: Path, model: torch.nn.Module, optimizer: torch.optim.Opti
     return LoopState.read(directory / STATE)
 
 
-def prune(roots: Sequence[Path], *, keep: int, best_step: int) -> list[int]:
-    """Remove all but the `keep` newest checkpoints and the best one; return the steps of which none is left."""
-    doomed = [path for path in published(roots)[keep:] if step_of(path) != best_step]
-    for path in doomed:
-        atomic.remove_tree(path)
+def prune(
+    roots: Sequence[Path],
+    *,
+    keep: int,
+    best_step: int,
+    on_gone: Callable[[int], None] = lambda step: None,
+    on_spared: Callable[[Path], None] = lambda directory: None,
+) -> list[int]:
+    """Remove all but the `keep` newest checkpoints, the best and those pinned; return the steps of which none is left.
+
+    `on_gone` hears of a step before it goes: after a crash between the two a checkpoint too many lies on the disk,
+    and none is missing that was not told of. `on_spared` hears of one that was pinned in that very moment.
+    """
+    found = published(roots)
+    surplus = found[max(keep, KEPT_AT_LEAST) :]
+    doomed = [path for path in surplus if step_of(path) != best_step and not pins.is_pinned(path)]
     # Two attempts may each have saved the same step.
-    left = {step_of(path) for path in published(roots)}
-    return [step for step in dict.fromkeys(map(step_of, doomed)) if step not in left]
+    left = {step_of(path) for path in found if path not in doomed}
+    gone = [step for step in dict.fromkeys(map(step_of, doomed)) if step not in left]
+    for step in gone:
+        on_gone(step)
+    for path in doomed:
+        if not atomic.remove_tree(path, unless=pins.is_pinned):
+            on_spared(path)
+    return gone

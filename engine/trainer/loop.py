@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import atomic
+from engine import atomic, journal, manifest
+from engine.order import JOURNAL
 from engine.specs import FinetuneHyperparams
 from engine.trainer import checkpoint, evaluate, guard, ladder, models
 from engine.trainer import device as devices
@@ -38,10 +39,21 @@ def save(run: Run, state: LoopState, lr: float) -> None:
         "lr": lr,
     }
     directory = checkpoint.save(run.roots[0], state, facts, run.model, run.optimizer)
-    run.reporter.checkpoint(directory, facts, checkpoint.size_of(directory))
-    for step in checkpoint.prune(run.roots, keep=run.keep_checkpoints, best_step=state.best_step):
-        run.reporter.checkpoint_gone(step, "removed")
+    report(run, directory)
+    with atomic.telling("removing older checkpoints", run.roots[0]):
+        checkpoint.prune(
+            run.roots,
+            keep=run.keep_checkpoints,
+            best_step=state.best_step,
+            on_gone=lambda step: run.reporter.checkpoint_gone(step, "removed"),
+            on_spared=lambda spared: report(run, spared),
+        )
     run.reporter.state("running", "training")
+
+
+def report(run: Run, directory: Path) -> None:
+    """Tell of a published checkpoint, by what its manifest says."""
+    run.reporter.checkpoint(directory, manifest.load(directory).facts, checkpoint.size_of(directory))
 
 
 def evaluate_now(run: Run, state: LoopState, activity: str) -> dict[str, Any]:
@@ -232,16 +244,28 @@ def _set_aside(run: Run) -> Callable[[Path, Exception], None]:
 
 def resume(run: Run) -> LoopState:
     """Restore the newest good checkpoint and say so; a fresh state where there is none."""
-
+    checkpoint.clear(run.roots)
     directory = checkpoint.newest_good(run.roots, _set_aside(run))
-    # Stages of an attempt that died while it saved are of no use to anyone.
-    for root in run.roots:
-        for stage in root.glob(".stage-*"):
-            atomic.remove_tree(stage)
     if directory is None:
         run.reporter.resume(0)
+        if any(next(root.glob(f"step-*{checkpoint.QUARANTINE}"), None) for root in run.roots):
+            run.reporter.log("No checkpoint is left that can be used: training starts anew.", "error")
         return LoopState()
     state = checkpoint.restore(directory, run.model, run.optimizer)
     run.reporter.resume(state.step)
     run.reporter.log(f"Resumed from the checkpoint of step {state.step}.")
+    if not _was_reported(run, directory):
+        # Its attempt died between publishing it and saying so.
+        report(run, directory)
     return state
+
+
+def _was_reported(run: Run, directory: Path) -> bool:
+    """Say whether some attempt got to tell of a checkpoint."""
+    for root in run.roots:
+        offset = 0
+        while (batch := journal.read(root.parent / JOURNAL, offset)).offset > offset:
+            offset = batch.offset
+            if any(line.kind == "checkpoint" and line.data["path"] == str(directory) for line in batch.records):
+                return True
+    return False

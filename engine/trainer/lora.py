@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.activations import SiLUActivation
 
 from engine.errors import Unsupported
 from engine.specs import FinetuneHyperparams
+from engine.trainer import models
 
 Dense = Callable[[], torch.Tensor]
 ADAPTER = "default"  # peft's name for the only one
@@ -106,20 +108,10 @@ class _LoraSwiGLU(torch.autograd.Function):
         return d_g, d_u, d_a, d_b, None
 
 
-def _dense(base: Any) -> Dense:
-    """Return what reads a linear layer's weight [out, in]: as it is, or expanded from 4 bits."""
-    weight = base.weight
-    if getattr(weight, "quant_state", None) is None:
-        return weight.detach
-    from bitsandbytes.functional import dequantize_4bit
-
-    # The state is asked for anew each time: moving the layer to a device replaces it.
-    return lambda: dequantize_4bit(base.weight.data, base.weight.quant_state).view(base.out_features, base.in_features)
-
-
 def _frozen(layer: Any) -> _Frozen:
     base = layer.base_layer
-    return _Frozen(_dense(base), base.bias, float(layer.scaling[ADAPTER]))
+    # Read anew each time: moving the layer to a device replaces it.
+    return _Frozen(partial(models.dense, base), base.bias, float(layer.scaling[ADAPTER]))
 
 
 def _plain_way(layer: Any) -> bool:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, GgufConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from engine import atomic
 from engine.errors import Unsupported
 from engine.trainer import device as devices
 from engine.trainer.data.corpora import CHATML
@@ -75,6 +76,17 @@ def load_4bit(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
             "Set load_in_4bit to false."
         )
     return model
+
+
+def dense(layer: Any) -> torch.Tensor:
+    """Return a layer's weight, of a linear one [out, in]: as it is, or expanded from 4 bits."""
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None:
+        kept: torch.Tensor = layer.weight.detach()
+        return kept
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, state).view(layer.out_features, layer.in_features)
 
 
 def causal(model: Any) -> Any:
@@ -153,8 +165,8 @@ def release(model: Any) -> None:
 def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write weights as `dtype`, tokenizer, template and generation config into `folder`."""
     model.generation_config = generation_config(tokenizer, model.generation_config)
-    model.to(dtype).save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
+    atomic.step(model.to(dtype).save_pretrained, folder, safe_serialization=True)
+    atomic.step(tokenizer.save_pretrained, folder)
 
 
 def count_parameters(model: Any) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,27 +16,31 @@ CURVE_ROWS = 30
 
 
 def publish(order: Order, run: Run, tokenizer: Any, result: dict[str, Any], curve: list[tuple[int, float]]) -> None:
-    """Write the model of a run and report it; the run's weights are given up on the way. Raises NoSpace, OSError."""
+    """Write the model of a run and report it; the run's weights are given up on the way.
+
+    Raises NoSpace, DiskFailed, with nothing half done left behind.
+    """
     final = Path(order.output_path)
     # Those of attempts that died while they wrote are of no use to anyone.
     for left in final.parent.glob(f".{final.name}.stage-*"):
-        shutil.rmtree(left, ignore_errors=True)
+        atomic.discard(left)
     staged = final.with_name(f".{final.name}.stage-{order.fence}")
-    try:
-        _publish(order, run, tokenizer, {"curve": curve, "result": result}, staged)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
+    with atomic.telling(f"publishing the model {order.output_name}", final.parent):
+        try:
+            _publish(order, run, tokenizer, {"curve": curve, "result": result}, staged)
+        except BaseException:
+            atomic.discard(staged)
+            raise
 
 
 def _publish(order: Order, run: Run, tokenizer: Any, outcome: dict[str, Any], staged: Path) -> None:
     final, model = Path(order.output_path), run.model
     params = int(outcome["result"]["params_after"])
     resources.need_space(final.parent, 2 * params, f"the model {order.output_name}")
-    staged.mkdir(mode=0o700, parents=True)
+    atomic.step(staged.mkdir, mode=0o700)
     dtype = models.sixteen_bits(model, run.corpus.validation[0][0].ids, run.device)
     if run.settings.training_type == "lora":
-        model.save_pretrained(staged / "adapter", safe_serialization=True)
+        atomic.step(model.save_pretrained, staged / "adapter", safe_serialization=True)
         run.optimizer.state.clear()
         models.release(model)
         devices.free_memory(run.device)
@@ -57,13 +59,11 @@ def _publish(order: Order, run: Run, tokenizer: Any, outcome: dict[str, Any], st
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         **outcome,
     }
-    (staged / "training.json").write_text(json.dumps(facts, indent=1))
-    (staged / "README.md").write_text(card(order.output_name, facts))
+    atomic.write_json(staged / "training.json", facts)
+    atomic.write_bytes(staged / "README.md", card(order.output_name, facts).encode())
     manifest.seal(staged, {"job_id": order.job_id, "params": params})
-    if final.exists():
-        # An earlier attempt died between publishing and saying so; this one made the same model.
-        atomic.remove_tree(final)
-    atomic.publish(staged, final)
+    # An earlier attempt may have died between publishing and saying so; this one made the same model.
+    atomic.publish(staged, final, replace=True)
     run.reporter.model(
         {
             "id": order.output_id,

@@ -11,6 +11,8 @@ from typing import Any
 
 from engine.journal import JournalWriter
 
+_EXACT = {"loss", "lr", "grad_norm", "epoch", "ts"}
+
 
 class Reporter:
     """Writes one attempt's journal."""
@@ -28,7 +30,7 @@ class Reporter:
 
     def points(self, points: list[dict[str, Any]]) -> None:
         """Report telemetry points that belong together, in one write."""
-        self._journal.append_all([("point", point) for point in points])
+        self._journal.append_all([("point", _short(point)) for point in points])
 
     def log(self, text: str, stream: str = "train") -> None:
         """Report a line for the user's log; also to the worker's own output file."""
@@ -67,3 +69,12 @@ class Reporter:
     def end(self, outcome: str, error: str | None = None, cause: str | None = None) -> None:
         """Report the attempt's end: completed, failed or preempted; the last line of the journal."""
         self._journal.append("end", {"outcome": outcome, "error": error, "cause": cause}, durable=True)
+
+
+def _short(point: dict[str, Any]) -> dict[str, Any]:
+    """Return a point with six digits of what was measured with a clock: more are noise, and cost a reader its time."""
+    short = {
+        key: float(f"{value:.6g}") if type(value) is float and key not in _EXACT else value
+        for key, value in point.items()
+    }
+    return short | {"ts": round(point["ts"], 3)}

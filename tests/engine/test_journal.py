@@ -185,3 +185,20 @@ def test_a_record_written_after_a_full_disk_is_not_lost_with_the_torn_one(path: 
 def test_the_journal_is_readable_by_its_user_alone(path: Path) -> None:
     written(path)
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_one_line_that_only_pythons_parser_reads_costs_the_lines_around_it_nothing(path: Path) -> None:
+    writer = JournalWriter(path, fence=1)
+    for text in ("before", "half a pair: \ud800", "after"):
+        writer.append("log", {"text": text})
+    writer.close()
+    assert [record.data["text"] for record in journal.read(path, 0).records] == [
+        "before",
+        "half a pair: \ud800",
+        "after",
+    ]
+
+
+def test_a_file_that_ends_before_the_offset_counts_as_one_damaged_line_and_is_read_from_its_end(path: Path) -> None:
+    size = len(written(path, 2))
+    assert journal.read(path, size + 100) == journal.Batch([], size, 1)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import itertools
+import os
+import random
+import shutil
+import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from engine import manifest
+from engine import manifest, pins
+from engine.errors import NoSpace
 from engine.manifest import Damaged
 from engine.specs import FinetuneHyperparams
-from engine.trainer import checkpoint, lora, models
+from engine.trainer import checkpoint, loop, lora, models
 from engine.trainer import optimizer as optimizers
 from engine.trainer.checkpoint import LoopState
 from engine.trainer.guard import Guard
 from engine.trainer.ladder import Rung
+from tests.crash import disks, faults
+from tests.trainer.conftest import Bench
 
 DEVICE = torch.device("cpu")
 
@@ -170,12 +178,164 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(thr
     assert checkpoint.newest_good([three], lambda *_: pytest.fail("set aside twice")) == good
 
 
+FILES = ["weights.safetensors", "optimizer.safetensors", "random.safetensors", "state.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_bit_that_flips_anywhere_in_any_file_is_detected(three: Path, file: str) -> None:
+    path = three / "step-00000003" / file
+    good = path.read_bytes()
+    rng = random.Random(file)
+    for position in [0, 7, 8, len(good) - 1, *(rng.randrange(len(good)) for _ in range(40))]:
+        flipped = bytearray(good)
+        flipped[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(Damaged) as caught:
+            manifest.verify(path.parent)
+        assert file in (caught.value.file, "manifest.json")
+    path.write_bytes(good)
+    assert checkpoint.newest_good([three], lambda *_: pytest.fail("damaged")) == path.parent
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(FILES, 2)))
+def test_two_files_of_a_checkpoint_that_are_swapped_are_detected(three: Path, one: str, other: str) -> None:
+    newest = three / "step-00000003"
+    (newest / one).rename(newest / "spare")
+    (newest / other).rename(newest / one)
+    (newest / "spare").rename(newest / other)
+    assert checkpoint.newest_good([three], lambda *_: None) == three / "step-00000002"
+
+
+def test_a_whole_checkpoint_under_the_name_of_another_is_detected(three: Path) -> None:
+    (three / "step-00000003").rename(three / "spare")
+    (three / "step-00000002").rename(three / "step-00000003")
+    (three / "spare").rename(three / "step-00000002")
+    told: list[str] = []
+    assert checkpoint.newest_good([three], lambda _, damage: told.append(str(damage))) == three / "step-00000001"
+    assert told == [
+        "step-00000003/manifest.json: is that of step 2",
+        "step-00000002/manifest.json: is that of step 3",
+    ]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_set_aside_and_the_one_before_is_used(three: Path) -> None:
+    # Nothing is closed to root: who is asked is nobody, below a folder that he may enter.
+    open_folder = Path(tempfile.mkdtemp())
+    root = Path(shutil.copytree(three, open_folder / "root"))
+    (root / "step-00000003").chmod(0)
+    (root / "step-00000002" / "weights.safetensors").chmod(0)
+    for path in (open_folder, root, *root.rglob("*")):
+        os.chown(path, *((65534, 65534) if os.getuid() == 0 else (-1, -1)))
+
+    def ask() -> None:
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        told: list[str] = []
+        assert checkpoint.newest_good([root], lambda _, damage: told.append(str(damage))) == root / "step-00000001"
+        assert "step-00000003/manifest.json: cannot be read" in told[0]
+        assert told[1] == "step-00000002/weights.safetensors: cannot be read (Permission denied)"
+
+    try:
+        assert faults.forked(ask) == 0
+    finally:
+        shutil.rmtree(open_folder)
+
+
 def test_without_a_good_checkpoint_there_is_none_to_resume_from(three: Path) -> None:
     for folder in three.iterdir():
         (folder / "state.json").unlink()
     told: list[Damaged] = []
     assert checkpoint.newest_good([three], lambda _, damage: told.append(damage)) is None
     assert [damage.file for damage in told] == ["state.json"] * 3
+
+
+def test_of_damaged_checkpoints_that_of_the_highest_step_is_kept_and_those_pinned(three: Path) -> None:
+    pins.pin(three / "step-00000001")
+    for folder in three.iterdir():
+        (folder / "state.json").unlink()
+    checkpoint.newest_good([three], lambda *_: None)
+    assert sorted(path.name for path in three.iterdir()) == ["step-00000001.damaged", "step-00000003.damaged"]
+
+
+@pytest.fixture
+def saved(bench: Bench) -> Path:
+    """The root of an attempt that was cut off after saving steps 1, 2 and 3."""
+    run = replace(bench.make_run(bench.order(steps=3, save_steps=1)), keep_checkpoints=3)
+    loop.train(run, loop.resume(run))
+    return run.roots[0]
+
+
+def damage(root: Path, *steps: int) -> None:
+    for step in steps:
+        path = root / f"step-{step:08d}" / "optimizer.safetensors"
+        os.truncate(path, path.stat().st_size - 1)
+
+
+def test_two_damaged_in_a_row_are_named_in_the_journal_and_the_third_is_used(bench: Bench, saved: Path) -> None:
+    damage(saved, 2, 3)
+    assert loop.resume(bench.make_run(bench.order(steps=3, save_steps=1))).step == 1
+    gone = [record.data for record in bench.records() if record.kind == "checkpoint_gone"]
+    assert [(data["step"], data["state"]) for data in gone] == [(3, "quarantined"), (2, "quarantined")]
+    for data in gone:
+        assert f"step-0000000{data['step']}/optimizer.safetensors" in data["why"]
+
+
+def test_when_all_are_damaged_the_run_starts_anew_and_says_so(bench: Bench, saved: Path) -> None:
+    damage(saved, 1, 2, 3)
+    assert loop.resume(bench.make_run(bench.order(steps=3, save_steps=1))) == LoopState()
+    told = bench.records()
+    assert [record.data["step"] for record in told if record.kind == "resume"] == [0]
+    assert any("training starts anew" in record.data["text"] for record in told if record.kind == "log")
+
+
+def test_a_checkpoint_that_its_attempt_could_not_tell_of_is_told_by_the_next(bench: Bench, saved: Path) -> None:
+    whole = bench.journal_path().read_bytes().splitlines(keepends=True)
+    last = max(i for i, line in enumerate(whole) if b'"kind":"checkpoint"' in line)
+    bench.journal_path().write_bytes(b"".join(whole[:last]))
+    for expected in ([str(saved / "step-00000003")], []):
+        # Once told it is known: an attempt that resumes from the same one adds nothing.
+        assert loop.resume(bench.make_run(bench.order(steps=3, save_steps=1))).step == 3
+        told = [record.data for record in bench.records() if record.kind == "checkpoint"]
+        assert [data["path"] for data in told] == expected
+        assert all(data["step"] == 3 and data["bytes"] > 0 for data in told)
+
+
+def test_what_an_attempt_that_died_left_half_done_is_removed_by_the_next(bench: Bench, saved: Path) -> None:
+    for name in (".stage-00000004", ".removed-step-00000000-0"):
+        (saved / name / "inner").mkdir(parents=True)
+    loop.resume(bench.make_run(bench.order(steps=3, save_steps=1)))
+    assert sorted(path.name for path in saved.iterdir()) == ["step-00000001", "step-00000002", "step-00000003"]
+
+
+def test_a_pinned_checkpoint_is_kept_until_its_pin_is_taken_away(three: Path) -> None:
+    pins.pin(three / "step-00000001")
+    assert checkpoint.prune([three], keep=2, best_step=0) == []
+    assert checkpoint.newest_good([three], lambda *_: pytest.fail("damaged")) == three / "step-00000003"
+    pins.unpin(three / "step-00000001")
+    assert checkpoint.prune([three], keep=2, best_step=0) == [1]
+
+
+def test_two_checkpoints_are_kept_whatever_is_asked(three: Path) -> None:
+    assert checkpoint.prune([three], keep=0, best_step=0) == [1]
+
+
+def test_a_checkpoint_that_is_pinned_while_it_is_being_removed_is_put_back_and_told(three: Path) -> None:
+    first = three / "step-00000001"
+
+    def pin_first(call: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        pins.pin(first)
+        return call(*arguments, **options)
+
+    told: list[object] = []
+    with faults.at(1, pin_first) as count:
+        checkpoint.prune([three], keep=2, best_step=0, on_gone=told.append, on_spared=told.append)
+    assert count.calls > 1
+    assert told == [1, first]
+    manifest.verify(first)
+    assert pins.is_pinned(first)
+    with pytest.raises(FileNotFoundError):
+        pins.pin(three / "step-00000009")
 
 
 def test_the_newest_and_the_best_are_kept(three: Path, tiny_model: Path) -> None:
@@ -209,24 +369,14 @@ def test_a_step_that_still_has_a_copy_is_not_told_to_be_gone(three: Path, tmp_pa
     assert not left & set(gone)
 
 
-FULL = """
-import sys, torch
-from pathlib import Path
-from engine.errors import NoSpace
-from engine.trainer import checkpoint
-model = torch.nn.Linear(4, 4)
-try:
-    checkpoint.save(Path(sys.argv[1]), checkpoint.LoopState(step=1), {}, model, torch.optim.AdamW(model.parameters()))
-except (OSError, NoSpace) as error:
-    print("told")
-"""
+def save_where_there_is_no_room(root: Path) -> None:
+    model = torch.nn.Linear(4, 4)
+    # Room enough for the look ahead of the save, too little for the pages of its files.
+    with pytest.raises(NoSpace, match=r"saving the checkpoint of step 1 failed"):
+        save(root, 1, model, torch.optim.AdamW(model.parameters()))
+    assert list(root.iterdir()) == []
 
 
 def test_a_disk_that_fills_up_while_saving_is_told_as_that(tmp_path: Path) -> None:
-    # Room enough for the look ahead of the save, too little for the pages of its files.
-    mount = ["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=8k none "$1" && shift && exec "$@"', "sh"]
-    if subprocess.run([*mount, str(tmp_path), "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets nobody mount a small disk of his own")
-    ran = [*mount, str(tmp_path), sys.executable, "-c", FULL, str(tmp_path / "root")]
-    done = subprocess.run(ran, capture_output=True, text=True, check=False)
-    assert done.stdout == "told\n", done.stderr
+    disk = tmp_path / "disk"
+    disks.on_a_small_disk(disk, "8k", save_where_there_is_no_room, disk / "root")

@@ -326,9 +326,10 @@ def test_seconds_of_a_step_are_split_into_its_parts(bench: Bench) -> None:
     for point in points:
         parts = [point[name] for name in ("data_s", "forward_s", "backward_s", "optimizer_s")]
         assert all(part > 0 for part in parts)
-        assert sum(parts) <= point["step_s"]
+        assert sum(parts) <= point["step_s"] * (1 + 1e-5)  # six digits are told
         assert point["throughput"] == pytest.approx(
-            (point["tokens"] - sum(p["tokens"] for p in points if p["step"] == point["step"] - 1)) / point["step_s"]
+            (point["tokens"] - sum(p["tokens"] for p in points if p["step"] == point["step"] - 1)) / point["step_s"],
+            rel=1e-4,
         )
     # A point is told before its own step is saved, so it has the save before.
     assert [point["save_s"] > 0 for point in points] == [False, True, True]

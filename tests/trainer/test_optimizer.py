@@ -15,7 +15,8 @@ from engine.errors import InvalidRequest, Unsupported
 from engine.specs import FinetuneHyperparams, parse
 from engine.trainer import lora, models
 from engine.trainer import optimizer as optimizers
-from tests.trainer import families, worker
+from tests import worker
+from tests.trainer import families
 from tests.trainer.conftest import Bench
 
 CPU = torch.device("cpu")

@@ -56,15 +56,15 @@ def load(folder: Path) -> Tokens | None:
 
 def save(folder: Path, tokens: Tokens) -> None:
     """Publish tokens at `folder`, unless somebody was faster. Raises OSError or SafetensorError."""
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    atomic.step(folder.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
     for left in folder.parent.glob(".*.stage-*"):
         writer = left.suffix.removeprefix(".stage-")
         if writer.isdecimal() and process.identify(int(writer)) is None:
             atomic.remove_tree(left)
     staged = folder.with_name(f".{folder.name}.stage-{os.getpid()}")
-    staged.mkdir(mode=0o700)
+    atomic.step(staged.mkdir, mode=0o700)
     try:
-        save_file({name: getattr(tokens, name) for name in _NAMES}, staged / ARRAYS)
+        atomic.step(save_file, {name: getattr(tokens, name) for name in _NAMES}, staged / ARRAYS)
         facts = {"faults": [asdict(fault) for fault in tokens.faults], "thoughts_cut": tokens.thoughts_cut}
         manifest.seal(staged, facts)
         if not folder.exists():
