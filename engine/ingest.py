@@ -10,18 +10,23 @@ import json
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from engine import journal
 from engine.journal import Record
 from engine.order import JOURNAL
-from store import Store, attempts, catalog, jobs, memory_peaks, telemetry
+from store import Store, attempts, catalog, jobs, memory_peaks, states, telemetry
 from store.attempts import Attempt
 from store.library import Database
 from store.memory_peaks import Peak
 from store.telemetry import Checkpoint, Point
 
-_POINT_FIELDS = frozenset(Point.__dataclass_fields__)
+_reported = itemgetter(*Point._fields[:-1])  # the last is the cycle, which most runs have not
+_HELD = {int, float, str, type(None)}
+_BLANK = dict.fromkeys(Point._fields)
+_WORKING = states.ACTIVE - {states.PROVISIONING}
 
 
 @dataclass
@@ -30,7 +35,8 @@ class _Ingest:
 
     db: Database
     attempt: Attempt
-    points: list[Point] = field(default_factory=list)
+    points: list[tuple[Any, ...]] = field(default_factory=list)  # the values of a `Point` each
+    reached: dict[str, Any] | None = None  # the newest training point
     lines: list[tuple[float, str, str]] = field(default_factory=list)
 
     @property
@@ -42,12 +48,17 @@ class _Ingest:
         if self.points:
             telemetry.add_points(self.db, self.job_id, self.attempt.fence, self.points)
             self.points = []
+        if self.reached:
+            jobs.update(self.db, self.job_id, step=self.reached["step"], eta_s=self.reached.get("eta_s"))
+            self.reached = None
         if self.lines:
             telemetry.add_log_lines(self.db, self.job_id, self.lines)
             self.lines = []
 
     def state(self, record: Record) -> None:
-        """Enter a state, or say anew what is done in it."""
+        """Enter a state, or say anew what is done in it. What follows a worker's end is not the worker's to say."""
+        if record.data["to"] not in _WORKING:
+            raise TypeError("no state of a worker")
         jobs.transition(self.db, self.job_id, record.data["to"], fence=self.attempt.fence, now=record.ts)
         jobs.update(self.db, self.job_id, activity=record.data["activity"])
 
@@ -57,9 +68,17 @@ class _Ingest:
 
     def point(self, record: Record) -> None:
         """Take a telemetry point; a training point also moves the job's step and its estimate."""
-        self.points.append(Point(**{key: value for key, value in record.data.items() if key in _POINT_FIELDS}))
-        if record.data["phase"] == "train":
-            jobs.update(self.db, self.job_id, step=record.data["step"], eta_s=record.data.get("eta_s"))
+        data = record.data
+        try:
+            values = _reported(data)
+        except KeyError:
+            values = _reported(_BLANK | data)
+        # Of these types, or no row: what SQLite cannot hold would keep the whole batch out, for ever.
+        if not set(map(type, values)) <= _HELD or type(data["step"]) is not int or type(data["phase"]) is not str:
+            raise TypeError("not a point")
+        self.points.append((*values, data.get("cycle", 0)))
+        if data["phase"] == "train":
+            self.reached = data
 
     def log(self, record: Record) -> None:
         """Take a log line."""
@@ -170,15 +189,21 @@ def ingest(store: Store, attempt: Attempt) -> int:
         current = attempts.get(db, attempt.job_id, attempt.fence)
         if current is None or current.journal_offset != attempt.journal_offset:
             return 0
+        if not attempts.is_current(db, attempt.job_id, attempt.fence):
+            return 0
         fresh = [r for r in batch.records if r.fence == attempt.fence and r.seq > attempt.journal_seq]
-        if jobs.get(db, attempt.job_id).fence == attempt.fence:
+        job = jobs.get(db, attempt.job_id)
+        if job.fence == attempt.fence:
             _apply(_Ingest(db, attempt), fresh, batch.damaged)
+            if fresh and job.hold:
+                jobs.update(db, job.id, hold=None)  # it was said to be stalled, and is not
         attempts.update(
             db,
             attempt.job_id,
             attempt.fence,
             journal_offset=batch.offset,
             journal_seq=max([attempt.journal_seq, *(record.seq for record in fresh)]),
+            heard_at=fresh[-1].ts if fresh else current.heard_at,
         )
     return len(batch.records) + batch.damaged
 

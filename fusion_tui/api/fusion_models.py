@@ -135,7 +135,7 @@ class Metrics(Answer):
             job_id=job_id,
             count=len(points),
             latest_step=latest_step,
-            points=[Point.model_validate(asdict(point)) for point in points],
+            points=[Point.model_validate(point._asdict()) for point in points],
         )
 
 
@@ -214,6 +214,7 @@ class Checkpoint(Answer):
     bytes: int
     status: str
     created_at: Timestamp
+    pinned: bool = Field(description="Kept until the job is deleted.")
 
     @classmethod
     def of(cls, checkpoint: rows.Checkpoint) -> Checkpoint:

@@ -198,7 +198,7 @@ def test_checkpoints_are_listed_oldest_first(http, service, job_id):
     found = http.get(f"/jobs/{job_id}/checkpoints").json()
     assert [checkpoint["step"] for checkpoint in found] == [10, 20]
     assert set(found[0]) == {
-        *("id", "job_id", "step", "epoch", "loss", "eval_loss", "lr", "path", "bytes", "status", "created_at")
+        *("id", "job_id", "step", "epoch", "loss", "eval_loss", "lr", "path", "bytes", "status", "created_at", "pinned")
     }
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine import journal
 from engine.ingest import ingest
-from engine.journal import JournalWriter
+from engine.journal import JournalWriter, Record
 from engine.service import Service
 from store import attempts, jobs
 from store.attempts import Attempt
@@ -193,6 +195,15 @@ def test_unknown_kinds_and_unknown_fields_of_a_later_version_are_ignored(service
     assert service.job(attempt.job_id).state == "provisioning"
 
 
+@pytest.mark.parametrize("claimed", ["completed", "failed", "cancelled", "preempted", "queued", "provisioning"])
+def test_what_follows_its_end_is_not_the_workers_to_say(service: Service, attempt: Attempt, claimed: str) -> None:
+    states = [("state", {"to": to, "activity": ""}) for to in ("staging", "running", "uploading", claimed)]
+    tell(attempt, *states, point(1))
+    take(service, attempt)
+    assert service.job(attempt.job_id).state == "uploading"
+    assert "journal_damaged" in [event.kind for event in service.events(attempt.job_id)]
+
+
 def test_a_loss_that_is_no_number_is_stored_as_none(service: Service, attempt: Attempt) -> None:
     tell(attempt, point(1, float("nan")))
     take(service, attempt)
@@ -221,3 +232,42 @@ def test_half_a_surrogate_pair_in_a_log_line_is_stored_as_a_question_mark(servic
     tell(attempt, ("log", {"stream": "train", "text": "a \ud800 b"}))
     take(service, attempt)
     assert [line.text for line in service.logs(attempt.job_id)] == ["a ? b"]
+
+
+@pytest.mark.parametrize("wrong", [{"loss": [1.0]}, {"step": None}, {"step": "7"}, {"phase": 3}, {"lr": {"a": 1}}])
+def test_a_point_that_no_table_can_hold_keeps_no_other_out(
+    service: Service, attempt: Attempt, wrong: dict[str, Any]
+) -> None:
+    kind, data = point(2)
+    tell(attempt, point(1), (kind, data | wrong), point(3))
+    assert take(service, attempt) == 3
+    assert [step for step, *_ in losses(service, attempt)] == [1, 3]
+    assert "journal_damaged" in [event.kind for event in service.events(attempt.job_id)]
+
+
+def test_a_journal_that_someone_cut_is_recorded_and_what_follows_is_taken_once(
+    service: Service, attempt: Attempt
+) -> None:
+    tell(attempt, *(point(step) for step in range(1, 9)))
+    take(service, attempt)
+    path = Path(attempt.directory) / "journal.jsonl"
+    os.truncate(path, path.stat().st_size // 2)
+    assert take(service, attempt) == 1
+    with path.open("ab") as file:
+        file.writelines(journal.encode(Record(n, attempt.fence, 50.0, *point(n))) for n in (9, 10))
+    while take(service, attempt):
+        pass
+    # The first new line was glued to what was left of the cut one; no good line is lost before or after.
+    assert [step for step, *_ in losses(service, attempt)] == [*range(1, 11)]
+    assert "journal_damaged" in [event.kind for event in service.events(attempt.job_id)]
+
+
+def test_what_was_heard_last_is_remembered_and_ends_the_word_that_a_run_is_stalled(
+    service: Service, attempt: Attempt
+) -> None:
+    with service.store.write() as db:
+        jobs.update(db, attempt.job_id, hold="stalled: nothing heard for 6 min")
+    tell(attempt, point(1))
+    take(service, attempt)
+    assert reread(service, attempt.job_id).heard_at == 50.0
+    assert service.job(attempt.job_id).hold is None
