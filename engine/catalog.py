@@ -21,6 +21,7 @@ from engine.errors import Conflict, Fault, InvalidData, InvalidRequest, UnknownR
 from engine.paths import NAME_PATTERN, STARTER_MODEL, STARTER_ROWS, Home
 from store import Store, catalog, jobs, states
 from store.catalog import BaseModel, Dataset, Model
+from store.jobs import Job
 from store.library import Database
 
 STARTER = "starter"
@@ -64,6 +65,22 @@ def find_dataset(db: Database, reference: str) -> Dataset:
     return _pick(
         catalog.datasets(db), reference, "dataset", "Add one with: fusion-tui datasets add PATH_OR_HUB_ID --name NAME"
     )
+
+
+def need_entries(db: Database, job: Job) -> None:
+    """Raise Conflict where the model or the dataset that a job was made from has been removed."""
+    find: dict[str, tuple[Callable[[Database, str], object], str | None]] = {
+        "model": (find_model, job.base_model_id or job.source_model_id),
+        "dataset": (find_dataset, job.dataset_id),
+    }
+    for kind, (finding, entry_id) in find.items():
+        try:
+            finding(db, entry_id or "")
+        except UnknownReference:
+            raise Conflict(
+                f"The {kind} of the job {job.name} was removed, so it cannot be run again. Add the {kind} again "
+                f"(fusion-tui {kind}s add PATH_OR_HUB_ID --name NAME) and submit a new run with it."
+            ) from None
 
 
 def check_name(name: str) -> None:
@@ -152,6 +169,7 @@ def add_dataset(
 
     Raises InvalidData, NoSpace, InvalidRequest.
     """
+    store.need_writable()
     check_name(name)
     check_format(form)
     path = Path(source).expanduser().absolute()
@@ -219,6 +237,7 @@ def add_model(
 
     Raises InvalidData, NoSpace, InvalidRequest.
     """
+    store.need_writable()
     check_name(name)
     model_id = str(uuid.uuid4())
     gguf = importing.find_gguf(source)

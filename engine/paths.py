@@ -11,12 +11,16 @@ from pathlib import Path
 
 import platformdirs
 
+from engine.errors import Conflict
+
 # What can name a model or dataset.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 ASSETS = Path(__file__).parent / "assets"
 STARTER_MODEL = ASSETS / "starter-model"
 STARTER_ROWS = ASSETS / "starter-data" / "rows.jsonl"
+
+PARTS = ("runs", "models", "datasets", "cache", "requests")
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,24 @@ class Home:
         return cls(Path(named).expanduser().absolute() if named else platformdirs.user_data_path("fusion-tui"))
 
     def make(self) -> None:
-        """Make the folder and its parts, readable by this user alone."""
-        for folder in (self.root, *(self.root / name for name in ("runs", "models", "datasets", "cache", "requests"))):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.root.stat().st_mode & 0o077:
-            self.root.chmod(0o700)
+        """Make the folder and its parts, readable by this user alone. Raises Conflict where that cannot be done."""
+        try:
+            for folder in (self.root, *(self.root / name for name in PARTS)):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.root.stat().st_mode & 0o077:
+                self.root.chmod(0o700)
+        except OSError as error:
+            raise Conflict(
+                f"The data folder {self.root} cannot be made ({error.strerror}). Set FUSION_HOME to another."
+            ) from None
+
+    def read_only(self) -> bool:
+        """Say whether there is a store here that is to be looked at alone: so asked, or not this user's to write."""
+        if os.environ.get("FUSION_READ_ONLY", "0") not in ("", "0"):
+            return True
+        # Not Path.exists(), which raises where the folder may not even be entered.
+        there = os.path.exists(self.store)
+        return there and not (os.access(self.root, os.W_OK) and os.access(self.store, os.W_OK))
 
     @property
     def store(self) -> Path:
@@ -57,6 +74,11 @@ class Home:
     def supervisor_info(self) -> Path:
         """Who the supervisor is and where its API listens."""
         return self.root / "supervisor.json"
+
+    @property
+    def ballast(self) -> Path:
+        """Room that is given up when the disk is full."""
+        return self.root / "ballast"
 
     @property
     def supervisor_log(self) -> Path:

@@ -6,6 +6,7 @@ identity (boot, pid, start time) was read again just before.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -21,6 +22,7 @@ from pathlib import Path
 _PROC = Path("/proc")
 TELLS = "progress: "  # how a tool begins a line on stderr that tells how far it is
 TOOL_POLL_S = 0.2
+PIDFD_SIGNAL_PROCESS_GROUP = 4  # a flag of Linux 6.9
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,18 @@ def boot_id() -> str:
     return asked.stdout.strip() or "unknown"
 
 
+def _stat(pid: int | str) -> list[str]:
+    """Return what the kernel tells of `pid`: state, parent, group, session … start ticks (19). Raises OSError,
+    ValueError."""
+    stat = (_PROC / str(pid) / "stat").read_text()
+    # The command's name, in parentheses, may hold anything: the fields begin after the last one.
+    return stat[stat.rindex(")") + 2 :].split()
+
+
 def _start_ticks(pid: int) -> int | None:
     """Return when `pid` started, or None where it does not run (a zombie does not)."""
     try:
-        stat = (_PROC / str(pid) / "stat").read_text()
-        # The command's name, in parentheses, may hold anything: the fields begin after the last one.
-        fields = stat[stat.rindex(")") + 2 :].split()
+        fields = _stat(pid)
         return None if fields[0] in ("Z", "X") else int(fields[19])
     except (OSError, ValueError, IndexError):
         if _PROC.joinpath("self/stat").exists():
@@ -72,6 +80,15 @@ def identify(pid: int) -> Identity | None:
 def is_alive(identity: Identity) -> bool:
     """Say whether this very process still runs."""
     return identify(identity.pid) == identity
+
+
+def is_stopped(identity: Identity) -> bool:
+    """Say whether this process stands still because someone stopped it (SIGSTOP, a debugger)."""
+    try:
+        fields = _stat(identity.pid)
+        return fields[0] in ("T", "t") and int(fields[19]) == identity.start_ticks
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def spawn(
@@ -100,11 +117,11 @@ def send(identity: Identity, number: int, *, group: bool = False) -> bool:
     except OSError:
         descriptor = -1  # an old kernel or a strict sandbox: the look below has to do
     try:
-        # With the pidfd held, the pid cannot be reused between this look and the signal.
+        # The descriptor was had before this look, so it means no later process with that number.
         if not is_alive(identity):
             return False
         if group:
-            os.killpg(identity.pid, number)
+            _send_group(descriptor, identity.pid, number)
         elif descriptor >= 0:
             signal.pidfd_send_signal(descriptor, number)
         else:
@@ -115,6 +132,35 @@ def send(identity: Identity, number: int, *, group: bool = False) -> bool:
     finally:
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _send_group(descriptor: int, pid: int, number: int) -> None:
+    if descriptor >= 0:
+        try:
+            signal.pidfd_send_signal(descriptor, number, None, PIDFD_SIGNAL_PROCESS_GROUP)
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    os.killpg(pid, number)  # a kernel before 6.9: the look just before has to do
+
+
+def end_left_behind(leader: Identity) -> int:
+    """End what a dead leader of a session left running in it; return how many processes those were.
+
+    Harmless where its number means another process by now: a number is free only once its session is empty.
+    """
+    if leader.boot_id != boot_id() or _start_ticks(leader.pid) is not None:
+        return 0
+    ended = 0
+    for entry in _PROC.glob("[0-9]*"):
+        try:
+            state, _, _, session, *_ = _stat(entry.name)
+        except (OSError, ValueError):
+            continue
+        found = identify(int(entry.name)) if int(session) == leader.pid and state not in ("Z", "X") else None
+        ended += found is not None and found.start_ticks >= leader.start_ticks and send(found, signal.SIGKILL)
+    return ended
 
 
 class DeathWatch:

@@ -6,22 +6,24 @@ any thread; each takes milliseconds except the imports, which report progress.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import atomic, catalog, resources, settings
+from engine import atomic, catalog, pins, resources, settings, submitting
 from engine.catalog import AnyModel
 from engine.data.importing import Progress, silent
 from engine.errors import Conflict, UnknownReference
 from engine.paths import Home
 from engine.resources import Device
 from engine.settings import Settings
+from engine.submitting import Submission
 from store import NotFound, Store, StoreError, memory_peaks, states, telemetry
 from store import catalog as entries
 from store import jobs as job_rows
@@ -55,18 +57,6 @@ __all__ = [
     "states",
 ]
 
-# Room that a job needs to write its first checkpoint and its logs; the worker checks again before each save.
-ROOM_TO_START = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Submission:
-    """The answer to a submit: the job, whether this very call made it, and what is to be said of its settings."""
-
-    job: Job
-    created: bool
-    advice: str = ""
-
 
 def package_version() -> str:
     """Return the installed version of fusion-tui."""
@@ -86,20 +76,21 @@ class Service:
         config: Settings | None = None,
         clock: Callable[[], float] = time.time,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+        read_only: bool | None = None,
     ) -> None:
-        """Open (or make) the data folder. Raises StoreError, EngineError."""
+        """Open (or make) the data folder; `read_only` changes nothing (None: where nothing can be written, or
+        FUSION_READ_ONLY asks for it). Raises StoreError, EngineError.
+        """
         self.home = home or Home.default()
+        self.read_only = self.home.read_only() if read_only is None else read_only
         self.settings = config or settings.load()
         self._clock = clock
         self._new_id = new_id
-        try:
+        if not self.read_only:
             self.home.make()
-        except OSError as error:
-            raise Conflict(
-                f"The data folder {self.home.root} cannot be made ({error.strerror}). Set FUSION_HOME to another."
-            ) from None
-        self.store = Store(self.home.store)
-        catalog.seed_starter(self.store, clock())
+        self.store = Store(self.home.store, read_only=self.read_only)
+        if not self.read_only:
+            catalog.seed_starter(self.store, clock())
 
     def close(self) -> None:
         """Close the store's connections."""
@@ -118,59 +109,13 @@ class Service:
         rate far above the recommended one is put into the job's history; where `careful`, one that diverges is refused.
         Raises InvalidRequest, UnknownReference, Conflict (key reused with another payload), NoSpace, StoreError.
         """
-        from engine import specs  # bring pydantic, which an app that only looks does not need
-        from engine.plans import advice, planning
-
-        request = specs.parse(payload)
-        warning = advice.of_request(self.store.read(), request)
-        digest = request.payload_hash()
-        with self.store.write() as db:
-            known = job_rows.by_idempotency_key(db, request.idempotency_key)
-            if known:
-                if known.payload_hash != digest:
-                    raise Conflict(
-                        f"The idempotency key '{request.idempotency_key}' was used for another request "
-                        f"(job {known.id}). Use a new key for a new job."
-                    )
-                return Submission(known, created=False)
-            if warning and warning.refused and careful:
-                raise warning.refusal()
-            resources.need_space(self.home.root, ROOM_TO_START, "a new run")
-            model = catalog.find_model(db, request.model_reference or "")
-            dataset = catalog.find_dataset(db, request.dataset_id or "")
-            catalog.need_text_to_learn(dataset)
-            job_id = self._new_id()
-            hyperparams = request.hyperparams.model_dump()
-            hyperparams["output_name"] = request.hyperparams.output_name or f"model-{job_id[:8]}"
-            job = job_rows.insert(
-                db,
-                id=job_id,
-                type=request.type,
-                name=request.name or f"{request.type}-{model.name}-{job_id[:4]}",
-                idempotency_key=request.idempotency_key,
-                payload_hash=digest,
-                hyperparams=hyperparams,
-                base_model_id=None if request.source_model_id else model.id,
-                source_model_id=model.id if request.source_model_id else None,
-                dataset_id=dataset.id,
-                tags=request.tags,
-                notes=request.notes,
-                total_steps=request.hyperparams.total_steps,
-                plan=planning.need_memory(db, model, request.hyperparams),
-                now=self._clock(),
-            )
-            if warning:
-                job_rows.add_event(db, job_id, "advice", warning.payload, now=self._clock())
-        return Submission(job, created=True, advice=str(warning or ""))
+        return submitting.submit(
+            self.store, self.home, payload, careful=careful, now=self._clock(), new_id=self._new_id
+        )
 
     def validate(self, payload: Mapping[str, Any]) -> None:
         """Raise what `submit` would raise for a payload that cannot be a job; change nothing."""
-        from engine import specs
-        from engine.plans import planning
-
-        request = specs.parse(payload)
-        planning.need_memory(self.store.read(), self.model(request.model_reference or ""), request.hyperparams)
-        catalog.need_text_to_learn(self.dataset(request.dataset_id or ""))
+        submitting.validate(self.store.read(), payload)
 
     def plan(self, payload: Mapping[str, Any], *, card_gb: float | None = None) -> MemoryReport:
         """Return how much memory a request needs here, or on an NVIDIA card of a size; see `planning.of_request`.
@@ -247,6 +192,31 @@ class Service:
         """Return a job's checkpoints, oldest first."""
         return telemetry.checkpoints(self.store.read(), job_id)
 
+    def pin_checkpoint(self, job_id: str, step: int, pinned: bool = True) -> Checkpoint:
+        """Keep a checkpoint for good, or no longer; one that is pinned goes only when its job is deleted.
+
+        Raises NotFound; Conflict where it is removed or damaged; NoSpace, DiskFailed.
+        """
+        name = self.job(job_id).name
+        found = telemetry.checkpoint(self.store.read(), job_id, step)
+        if found is None:
+            raise NotFound(f"The job {name} has no checkpoint of step {step}. See: fusion-tui checkpoints {job_id[:8]}")
+        if found.state != "published":
+            raise Conflict(f"The checkpoint of step {step} of the job {name} is {found.state}; it cannot be pinned.")
+        directory = Path(found.path)
+        # The mark is what keeps it: set before the store says so, and taken away after.
+        with atomic.telling(f"pinning the checkpoint of step {step}", directory):
+            if pinned:
+                try:
+                    pins.pin(directory)
+                except FileNotFoundError:
+                    raise Conflict(f"The checkpoint of step {step} of the job {name} is gone from the disk.") from None
+            with self.store.write() as db:
+                telemetry.pin_checkpoint(db, job_id, step, pinned)
+            if not pinned:
+                pins.unpin(directory)
+        return dataclasses.replace(found, pinned=pinned)
+
     def cancel(self, job_id: str) -> Job:
         """End a queued job at once; ask a running one to finish its step, save and stop.
 
@@ -267,7 +237,7 @@ class Service:
     def retry(self, job_id: str) -> Job:
         """Queue a failed or cancelled job again; it goes on from its newest checkpoint.
 
-        Raises NotFound; Conflict when the job is neither failed nor cancelled.
+        Raises NotFound; Conflict when the job is neither failed nor cancelled, or its model or dataset is removed.
         """
         with self.store.write() as db:
             job = job_rows.get(db, job_id)
@@ -278,6 +248,8 @@ class Service:
                 "not_before": 0.0,
                 "activity": "",
             }
+            if states.QUEUED in states.TRANSITIONS[job.state]:
+                catalog.need_entries(db, job)
             if not job_rows.transition(
                 db, job_id, states.QUEUED, fence=job.fence, now=self._clock(), detail={"why": "retry"}, **cleared
             ):
@@ -285,7 +257,7 @@ class Service:
             return job_rows.get(db, job_id)
 
     def delete(self, job_id: str) -> None:
-        """Remove a finished job with its telemetry and checkpoints; the model it made stays.
+        """Remove a finished job with its telemetry and checkpoints, pinned ones too; the model it made stays.
 
         Raises NotFound; Conflict while the job is not finished.
         """
@@ -394,6 +366,5 @@ class Service:
         """Return what GET /health answers: version, state of the store, number of live workers."""
         counts = self.job_counts()
         working = sum(counts.get(state, 0) for state in states.ACTIVE)
-        writable = os.access(self.home.store, os.W_OK)
-        store_state = "ok" if writable else "readonly"
+        store_state = "readonly" if self.read_only or not os.access(self.home.store, os.W_OK) else "ok"
         return {"status": "ok", "version": package_version(), "store": store_state, "workers": working}

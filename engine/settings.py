@@ -35,6 +35,7 @@ class Settings:
     usd_per_gpu_hour: Annotated[float, Ge(0)] = 0.0  # what an hour of the card costs you
     trainer_python: str = sys.executable  # interpreter that training runs in
     keep_checkpoints: Annotated[int, Ge(2), Le(1000)] = 2  # newest checkpoints kept beside the best one
+    stall_limit_minutes: Annotated[float, Ge(0)] = 0.0  # silence after which a worker is ended; 0: never
 
 
 UNKNOWN = "unexpected_keyword_argument"  # what pydantic calls a field that a dataclass lacks

@@ -22,18 +22,21 @@ from typing import TYPE_CHECKING
 import click
 
 from engine import atomic, process
+from engine.ballast import Ballast
 from engine.errors import EngineError
 from engine.paths import Home
 from engine.settings import settings_file
 
 if TYPE_CHECKING:
     from engine.service import Service
+    from engine.supervisor import Supervisor
     from fusion_tui.api.server import ApiServer
 
 START_SECONDS = 20.0
 ALREADY_RUNNING = 3  # exit code
 # A supervisor that an app started leaves this long after the last app closed with nothing to do.
 IDLE_EXIT_SECONDS = 600.0
+STAND_BY_SECONDS = 1.0  # between two tries of a lock that another supervisor holds
 
 log = logging.getLogger("fusion.daemon")
 
@@ -155,49 +158,101 @@ def serve(
     port: int | None = None,
     idle_exit: float | None = None,
     api_optional: bool = False,
+    stand_by: bool = False,
     announce: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Run supervisor and API until TERM or INT (or idleness). Workers outlive it.
 
-    Raises AlreadyRunning; EngineError when the port is taken and the API is not optional.
+    Where another supervisor holds the queue, `stand_by` serves the API beside it and takes the queue over at its end.
+    Raises AlreadyRunning where not told to stand by; EngineError when the port is taken and the API is not optional,
+    or the data folder cannot be written.
     """
-    from engine.supervisor import Supervisor
+    from engine.supervisor import AlreadyRunning
 
+    if service.read_only:
+        raise EngineError(
+            f"The data folder {service.home.root} is open for reading only: no run can be carried out there."
+        )
     service.token()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    supervisor = Supervisor(service)
+    supervisor, holder = _try_lock(service)
+    if not supervisor and not stand_by:
+        raise AlreadyRunning(holder)
     server: ApiServer | None = None
     try:
-        # Only with the lock held: before, the file may be that of a supervisor that is well.
-        if service.home.supervisor_info.exists():
-            log.info("The supervisor before did not end in order: checking the store.")
-            service.store.check()
-        server = _start_api(service, host, port, optional=api_optional)
+        if supervisor:
+            _check_after_a_crash(service)
+        server = _start_api(service, host, port, optional=api_optional, beside=holder)
         url = server.url if server else None
+        if not supervisor:
+            announce(f"{holder} This one serves the API at {url} and takes the queue over when that one ends.")
+            supervisor = _await_lock(service, stop)
+            if not supervisor:
+                return
+            announce(f"That supervisor ended: pid {os.getpid()} takes over.")
+            _check_after_a_crash(service)
         announce(f"Supervisor for {service.home.root}; API at {url or 'no address (port in use)'}")
-        while True:
-            idle = threading.Event()
-            _show(service.home, url)
-            if idle_exit is not None:
-                watch = IdleExit(service.home, supervisor.busy, idle_exit)
-                threading.Thread(target=_leave_when_idle, args=(watch, stop, idle), daemon=True).start()
-            supervisor.run(stop)
-            service.home.supervisor_info.unlink(missing_ok=True)
-            # Who submitted before the line above saw a supervisor and started none: its job keeps this one here.
-            if not (idle.is_set() and supervisor.busy()):
-                break
-            stop.clear()
+        _carry_out(service.home, supervisor, stop, url, idle_exit)
     finally:
-        service.home.supervisor_info.unlink(missing_ok=True)
+        if supervisor:
+            service.home.supervisor_info.unlink(missing_ok=True)
         if server:
             server.stop()
-        supervisor.close()
+        if supervisor:
+            supervisor.close()
 
 
-def _start_api(service: Service, host: str | None, port: int | None, *, optional: bool) -> ApiServer | None:
+def _try_lock(service: Service) -> tuple[Supervisor | None, str]:
+    """Return the supervisor of this process, or None and words about the one that runs."""
+    from engine.supervisor import AlreadyRunning, Supervisor
+
+    try:
+        return Supervisor(service), ""
+    except AlreadyRunning as error:
+        return None, str(error)
+
+
+def _await_lock(service: Service, stop: threading.Event) -> Supervisor | None:
+    """Try the lock every second until it is had, or until told to stop."""
+    while not stop.wait(STAND_BY_SECONDS):
+        supervisor, _ = _try_lock(service)
+        if supervisor:
+            return supervisor
+    return None
+
+
+def _check_after_a_crash(service: Service) -> None:
+    # Only with the lock held: before, the file may be that of a supervisor that is well.
+    if service.home.supervisor_info.exists():
+        log.info("The supervisor before did not end in order: checking the store.")
+        service.store.check()
+
+
+def _carry_out(
+    home: Home, supervisor: Supervisor, stop: threading.Event, url: str | None, idle_exit: float | None
+) -> None:
+    """Carry out the queue until told to stop, or until nobody has needed it for some time."""
+    while True:
+        idle = threading.Event()
+        _show(home, url)
+        if idle_exit is not None:
+            watch = IdleExit(home, supervisor.busy, idle_exit)
+            threading.Thread(target=_leave_when_idle, args=(watch, stop, idle), daemon=True).start()
+        supervisor.run(stop)
+        home.supervisor_info.unlink(missing_ok=True)
+        # Who submitted before the line above saw a supervisor and started none: its job keeps this one here.
+        if not (idle.is_set() and supervisor.busy()):
+            return
+        stop.clear()
+
+
+def _start_api(
+    service: Service, host: str | None, port: int | None, *, optional: bool, beside: str = ""
+) -> ApiServer | None:
+    """Start the API. `beside` is said where it cannot be: another supervisor, who may well have the port."""
     from fusion_tui.api.server import ApiServer
 
     server = ApiServer(service, host or service.settings.host, port or service.settings.port)
@@ -205,7 +260,7 @@ def _start_api(service: Service, host: str | None, port: int | None, *, optional
         server.start()
     except EngineError as error:
         if not optional:
-            raise
+            raise EngineError(f"{beside} {error}".strip()) from None
         log.warning("%s The queue is carried out without the API.", error)
         return None
     return server
@@ -216,7 +271,14 @@ def _show(home: Home, url: str | None) -> None:
     identity = process.identify(os.getpid())
     if identity is None:
         raise EngineError("This process cannot be identified; is /proc mounted?")
-    atomic.write_json(home.supervisor_info, {**asdict(identity), "url": url})
+    shown = {**asdict(identity), "url": url}
+    try:
+        atomic.write_json(home.supervisor_info, shown)
+    except OSError as error:
+        # A supervisor comes up on a full disk too: it is the one that holds the runs until there is room.
+        if not (atomic.is_full(error) and Ballast(home.ballast).give_up()):
+            raise
+        atomic.write_json(home.supervisor_info, shown)
 
 
 def _leave_when_idle(watch: IdleExit, stop: threading.Event, idle: threading.Event) -> None:

@@ -41,9 +41,18 @@ class Supervised:
 
     def kill(self) -> None:
         """Kill the supervisor as an out-of-memory killer would."""
+        self.end(signal.SIGKILL)
+
+    def end(self, number: int) -> int:
+        """End the supervisor by a signal and return its exit status."""
+        self.send(number)
         assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+        return self._process.wait(timeout=20)
+
+    def send(self, number: int) -> None:
+        """Send the supervisor a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def submit(self, **hyperparams: Any) -> Job:
         """Queue a small fine-tune of the tiny model."""

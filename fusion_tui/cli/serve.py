@@ -18,7 +18,10 @@ from fusion_tui.cli.output import Session, document, json_option, pass_session, 
 @json_option
 @pass_session
 def serve(session: Session, *, host: str | None, port: int | None, detach: bool, as_json: bool) -> None:
-    """Run supervisor and HTTP API without the app, until Ctrl+C or TERM. Runs outlive it."""
+    """Run supervisor and HTTP API without the app, until Ctrl+C or TERM. Runs outlive it.
+
+    Beside a supervisor that runs already, it serves the API on a port of its own and takes over when that one ends.
+    """
     service = session.service
     if detach:
         arguments = [*(["--host", host] if host else []), *(["--port", str(port)] if port else [])]
@@ -30,7 +33,7 @@ def serve(session: Session, *, host: str | None, port: int | None, detach: bool,
             say(f"{'A supervisor runs already' if known else 'Serving'} (pid {info.identity.pid}), API at {info.url}")
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    daemon.serve(service, host=host, port=port, announce=say)
+    daemon.serve(service, host=host, port=port, stand_by=True, announce=say)
 
 
 @click.command()

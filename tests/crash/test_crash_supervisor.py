@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 import pytest
 
 from engine import process
-from engine.launchers import local
 from engine.service import Service
 from engine.supervisor import AlreadyRunning, Supervisor
 from store import StoreBusy, attempts
 from tests.conditions import eventually
+from tests.crash import faults, light
 from tests.supervised import Supervised
 
 
-def test_a_killed_supervisor_leaves_the_worker_running_and_the_next_adopts_it(supervised: Supervised) -> None:
-    job = supervised.submit(steps=400, save_steps=50)
+def test_a_worker_goes_on_whatever_becomes_of_its_supervisor_and_the_next_adopts_it(supervised: Supervised) -> None:
+    job = supervised.submit(steps=900, save_steps=50)
     supervised.until_step(job.id, 10)
     worker = supervised.worker(job.id)
-    supervised.kill()
-    stored = supervised.job(job.id).step
-    journal = supervised.service.home.attempt(job.id, 1) / "journal.jsonl"
-    size = journal.stat().st_size
-    eventually(lambda: journal.stat().st_size > size + 5000, what="the worker going on alone")
-    assert supervised.job(job.id).step == stored
-
-    supervised.start()
-    supervised.until_step(job.id, stored + 1)
-    assert supervised.worker(job.id) == worker or supervised.job(job.id).finished
+    supervised.send(signal.SIGHUP)  # the terminal that it was started from is gone
+    for ending in (signal.SIGTERM, signal.SIGKILL):
+        seen = supervised.job(job.id).step
+        supervised.until_step(job.id, seen + 5)
+        supervised.end(ending)
+        stored = supervised.job(job.id).step
+        journal = supervised.service.home.attempt(job.id, 1) / "journal.jsonl"
+        size = journal.stat().st_size
+        eventually(lambda file=journal, size=size: file.stat().st_size > size + 5000, what="the worker going on alone")
+        assert supervised.job(job.id).step == stored
+        supervised.start()
+        supervised.until_step(job.id, stored + 1)
+        assert supervised.worker(job.id) == worker
     done = supervised.until_finished(job.id)
     assert (done.state, done.retries, done.fence) == ("completed", 0, 1)
     steps = [point.step for point in supervised.service.points(job.id) if point.phase == "train"]
-    assert steps == list(range(1, 401))
+    assert steps == list(range(1, 901))
 
 
 def test_worker_and_supervisor_killed_together_still_complete(supervised: Supervised) -> None:
@@ -56,61 +63,34 @@ def test_a_second_supervisor_is_refused_and_told_who_runs(supervised: Supervised
         Supervisor(supervised.service)
 
 
-class Died(BaseException):
-    """Stands for the supervisor's death at a point of a start: nothing after it runs."""
-
-
 def submit(service: Service, key: str = "k") -> str:
     """Queue a run of the tiny model."""
     request = {"type": "finetune", "idempotency_key": key, "base_model_id": "tiny", "dataset_id": "sums"}
     return service.submit({**request, "hyperparams": {"steps": 5, "seq_len": 64}}).job.id
 
 
-def die(*arguments: Any, **options: Any) -> Any:
-    """End the supervisor here."""
-    raise Died
-
-
-# The places of a start after which a supervisor may die, by the name of the step that is never done.
-POINTS = ("_claim", "write order", "spawn", "_commit", "_open_gate")
-
-
-@pytest.mark.parametrize("point", POINTS)
-def test_a_supervisor_that_dies_within_a_start_leaves_no_orphan_and_no_lost_job(
-    service: Service, monkeypatch: pytest.MonkeyPatch, point: str
-) -> None:
+def test_a_worker_whose_supervisor_died_before_its_gate_is_adopted_and_trains(service: Service) -> None:
     job_id = submit(service)
-    spawned: list[subprocess.Popen[bytes]] = []
 
-    def launch(directory: Path, **options: Any) -> subprocess.Popen[bytes]:
-        if point == "spawn":
-            raise Died
-        spawned.append(local.launch(directory, **options))
-        return spawned[-1]
+    def die_at_the_gate(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if getattr(call, "__name__", "") == "touch":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **options)
 
-    first = Supervisor(service, launch=launch)
-    with monkeypatch.context() as patch:
-        if point == "write order":
-            patch.setattr("engine.order.Order.write", die)
-        elif point != "spawn":
-            patch.setattr(Supervisor, point, die)
-        with pytest.raises(Died):
-            first.tick()
-    first.close()
+    def first_round() -> None:
+        supervisor = Supervisor(Service(service.home, config=service.settings))
+        with mock.patch("engine.atomic.step", die_at_the_gate):
+            supervisor.tick()
 
-    second = Supervisor(service, launch=local.launch)
+    assert faults.forked(first_round) == -signal.SIGKILL
+    before = attempts.open_attempts(service.store.read())
+    second = Supervisor(service)
     eventually(lambda: second.tick() or service.job(job_id).finished, within=120, what="the end")
-    job = service.job(job_id)
-    assert (job.state, job.retries) == ("completed", 0)
+    assert (service.job(job_id).state, service.job(job_id).retries) == ("completed", 0)
     history = attempts.of_job(service.store.read(), job_id)
-    assert [attempt.outcome for attempt in history][-1] == "completed"
-    if point == "_open_gate":
-        # Its identity was committed, so it was adopted rather than given up.
-        assert [attempt.fence for attempt in history] == [1]
-    if spawned and point == "_commit":
-        # Nobody opens its gate, so it does nothing; after 30 s it leaves by itself.
-        assert not (Path(history[0].directory) / "journal.jsonl").exists()
-        assert spawned[0].wait(timeout=45) == 3
+    assert [attempt.pid for attempt in history] == [before[0].pid]
+    # No child of this supervisor, so nobody could tell it how the process ended.
+    assert (history[0].outcome, history[0].exit_code) == ("completed", None)
     second.close()
 
 
@@ -126,19 +106,27 @@ def test_a_worker_without_a_gate_leaves_and_touches_nothing(service: Service, tm
     assert list(directory.iterdir()) == []
 
 
-def test_a_full_disk_holds_the_run_and_space_lets_it_start(service: Service) -> None:
+@pytest.fixture
+def light_one(tmp_path: Path) -> Iterator[Service]:
+    """A service whose workers train nothing."""
+    opened = light.open_service(tmp_path / "home", light.install(tmp_path / "bin"))
+    yield opened
+    opened.close()
+
+
+def test_a_full_disk_holds_the_run_and_space_lets_it_start(light_one: Service) -> None:
     room = [0]
-    job_id = submit(service)
-    supervisor = Supervisor(service, free_bytes=lambda path: room[0])
+    job_id = light.submit(light_one)
+    supervisor = Supervisor(light_one, free_bytes=lambda path: room[0])
     for _ in range(3):
         supervisor.tick()
-    job = service.job(job_id)
+    job = light_one.job(job_id)
     assert job.state == "queued"
     assert "disk_full" in (job.hold or "")
-    assert [event.kind for event in service.events(job_id)].count("hold") == 1
+    assert [event.kind for event in light_one.events(job_id)].count("hold") == 1
     room[0] = 10**12
-    eventually(lambda: supervisor.tick() or service.job(job_id).finished, within=120, what="the end")
-    job = service.job(job_id)
+    eventually(lambda: supervisor.tick() or light_one.job(job_id).finished, what="the end")
+    job = light_one.job(job_id)
     assert (job.state, job.retries, job.hold) == ("completed", 0, None)
     supervisor.close()
 
@@ -173,17 +161,17 @@ def _identities(supervised: Supervised, job_ids: list[str]) -> list[process.Iden
 
 
 def test_a_commit_that_meets_a_busy_store_is_made_in_the_next_round(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    light_one: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job_id = submit(service)
-    supervisor = Supervisor(service)
+    job_id = light.submit(light_one)
+    supervisor = Supervisor(light_one)
     with monkeypatch.context() as patch:
-        patch.setattr("engine.supervisor.attempts.update", busy)
+        patch.setattr("engine.starting.attempts.update", busy)
         with pytest.raises(StoreBusy):
             supervisor.tick()
-    assert service.job(job_id).state == "provisioning"
-    eventually(lambda: supervisor.tick() or service.job(job_id).finished, within=120, what="the end")
-    assert (service.job(job_id).state, service.job(job_id).fence) == ("completed", 1)
+    assert light_one.job(job_id).state == "provisioning"
+    eventually(lambda: supervisor.tick() or light_one.job(job_id).finished, what="the end")
+    assert (light_one.job(job_id).state, light_one.job(job_id).fence) == ("completed", 1)
     supervisor.close()
 
 

@@ -173,16 +173,3 @@ def test_killed_at_ten_random_steps_the_losses_equal_those_of_a_run_left_alone(
     assert losses(supervised.service, killed.id) == losses(supervised.service, calm.id)
     both = [supervised.service.result(job_id) or {} for job_id in (killed.id, calm.id)]
     assert both[0]["ppl_final"] == both[1]["ppl_final"]
-
-
-@pytest.mark.slow
-def test_fifty_random_kills_lose_nothing(supervised: Supervised) -> None:
-    job = supervised.submit(steps=3000, save_steps=10)
-    for kill in range(50):
-        before = supervised.job(job.id).last_checkpoint_step
-        eventually(lambda before=before: supervised.job(job.id).last_checkpoint_step > before, what="a checkpoint")
-        supervised.kill_worker(job.id)
-        eventually(lambda kill=kill: supervised.job(job.id).retries == kill + 1, what="the requeue")
-    done = supervised.until_finished(job.id, within=300)
-    assert (done.state, done.retries) == ("completed", 50)
-    assert len(losses(supervised.service, job.id)) == 3000

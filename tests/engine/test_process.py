@@ -109,6 +109,55 @@ def test_a_signal_to_the_group_ends_the_children_too(tmp_path: Path, spawn: Spaw
     eventually(lambda: not process.is_alive(child), within=10, what="the child's end")
 
 
+def orphan(tmp_path: Path, spawn: Spawn) -> tuple[Identity, Identity]:
+    """Return a worker that was killed, and the process that it left behind."""
+    parent = spawn("sh", "-c", "sleep 300 & echo $! > child; wait")
+    note = tmp_path / "child"
+    pid = int(eventually(lambda: note.exists() and note.read_text().strip(), within=10, what="the child"))
+    leader, child = identity_of(parent.pid), identity_of(pid)
+    assert process.send(leader, signal.SIGKILL)
+    assert parent.wait(10) == -signal.SIGKILL
+    assert process.is_alive(child)
+    return leader, child
+
+
+def test_what_a_dead_worker_left_behind_is_ended(tmp_path: Path, spawn: Spawn) -> None:
+    leader, child = orphan(tmp_path, spawn)
+    other = spawn()
+    assert process.end_left_behind(leader) == 1
+    eventually(lambda: not process.is_alive(child), within=10, what="the child's end")
+    assert process.end_left_behind(leader) == 0
+    assert other.poll() is None
+
+
+@pytest.mark.parametrize("change", [{"boot_id": "another boot"}, {"pid": os.getpid()}])
+def test_what_another_process_or_an_earlier_boot_left_behind_is_left_alone(
+    tmp_path: Path, spawn: Spawn, change: dict[str, object]
+) -> None:
+    leader, child = orphan(tmp_path, spawn)
+    assert process.end_left_behind(replace(leader, **change)) == 0
+    assert process.is_alive(child)
+    assert process.end_left_behind(leader) == 1
+
+
+def test_a_process_that_was_stopped_is_seen_to_be(spawn: Spawn) -> None:
+    child = spawn()
+    me = identity_of(child.pid)
+    assert not process.is_stopped(me)
+    assert process.send(me, signal.SIGSTOP, group=True)
+    eventually(lambda: process.is_stopped(me), within=10, what="the stop")
+    assert not process.is_stopped(replace(me, start_ticks=1))
+
+
+def test_a_group_is_reached_on_a_kernel_that_knows_no_signal_to_a_group_by_descriptor(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.process.PIDFD_SIGNAL_PROCESS_GROUP", 1 << 20)  # no flag of any kernel
+    child = spawn()
+    assert process.send(identity_of(child.pid), signal.SIGTERM, group=True)
+    assert child.wait(10) == -signal.SIGTERM
+
+
 def test_a_spawned_process_has_its_own_session_its_files_and_nothing_else_of_ours(tmp_path: Path, spawn: Spawn) -> None:
     leak = os.open(tmp_path / "leak", os.O_CREAT | os.O_RDWR)
     os.set_inheritable(leak, True)

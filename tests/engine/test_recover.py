@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from engine import recover
+from engine.deaths import Death
+from engine.order import UNTOLD
 from engine.service import Job, Service
 from store import attempts, jobs
 from tests.engine.conftest import request_for, reread, start
@@ -67,7 +69,7 @@ def test_the_next_state_follows_from_the_outcome_and_the_stop_request(
     assert job.finished_at == (2000.0 if job.finished else None)
     assert (job.activity, job.eta_s) == ("", None)
     assert job.error == ("said so" if wanted == "failed" else None)
-    assert job.hold == ("said so" if cause == "disk_full" and not stop else None)
+    assert job.hold == ("disk_full: said so" if cause == "disk_full" and not stop else None)
     closed = reread(service, job_id)
     ended = "cancelled" if wanted == "cancelled" else outcome or "lost"
     assert (closed.outcome, closed.ended_at) == (ended, 2000.0)
@@ -165,3 +167,10 @@ def test_the_last_words_of_a_lost_worker_are_in_its_log(service: Service) -> Non
     end(service, job_id, None)
     last = service.logs(job_id)[-1]
     assert (last.stream, last.text) == ("error", "Segmentation fault \ufffd")
+
+
+def test_a_worker_that_could_not_write_its_journal_is_not_held_to_be_at_fault() -> None:
+    death = Death(exit_code=UNTOLD)
+    assert not death.own_fault
+    assert "journal could not be written" in death.words
+    assert Death(exit_code=1).own_fault

@@ -23,6 +23,7 @@ def test_without_a_file_the_defaults_hold(file: Path) -> None:
     found = settings.load()
     assert (found.host, found.port, found.usd_per_gpu_hour) == ("127.0.0.1", 7878, 0.0)
     assert (found.trainer_python, found.keep_checkpoints, found.allowed_hosts) == (sys.executable, 2, ())
+    assert found.stall_limit_minutes == 0
     assert not file.exists()
 
 
@@ -43,6 +44,7 @@ def test_what_the_file_says_holds(file: Path) -> None:
         ('port = "a"', "port: "),
         ("keep_checkpoints = 1", "keep_checkpoints: "),
         ("usd_per_gpu_hour = -1", "usd_per_gpu_hour: "),
+        ("stall_limit_minutes = -5", "stall_limit_minutes: "),
         ("port = ", "cannot be read"),
     ],
 )

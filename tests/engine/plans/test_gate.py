@@ -32,13 +32,16 @@ class Machine:
         self.devices = list(devices)
         self.service = service
         self.started: list[str] = []
+        self.children: list[subprocess.Popen[bytes]] = []
         self._quiet = tmp_path / "quiet"
         self.supervisor = Supervisor(service, devices=lambda: self.devices, launch=self._launch, clock=clock)
 
     def _launch(self, directory: Path, **options: Any) -> subprocess.Popen[bytes]:
         self.started.append(directory.parent.name)
         with self._quiet.open("ab") as out:
-            return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=out, stderr=out)
+            child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=out, stderr=out)
+        self.children.append(child)
+        return child
 
     def load(self, *used: int) -> None:
         """Set the bytes that are taken on each device."""
@@ -77,7 +80,7 @@ def machine(service: Service, clock: Clock, files: Path) -> Iterator[Machine]:
         db.conn.execute("UPDATE datasets SET path = ? WHERE name = 'rows'", [str(files / "rows.jsonl")])
     made = Machine(service, clock, files, CARD)
     yield made
-    for child in made.supervisor._children.values():
+    for child in made.children:
         child.kill()
         child.wait()
     made.supervisor.close()

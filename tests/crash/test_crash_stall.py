@@ -1,0 +1,150 @@
+"""Workers that stand still: shown, and ended only where the user says so. The clocks leap, the stops are real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine import process
+from engine.process import Identity
+from engine.service import Service
+from engine.settings import Settings
+from engine.supervisor import Supervisor
+from store import attempts
+from tests import worker
+from tests.conditions import eventually
+from tests.crash import light
+
+
+class Watched:
+    """A run with its supervisor, whose clocks the test puts forward."""
+
+    def __init__(self, service: Service, job_id: str, **options: Any) -> None:
+        self.service = service
+        self.job_id = job_id
+        self._slept = self._passed = 0.0
+        self.supervisor = Supervisor(
+            service,
+            clock=lambda: time.time() + self._passed + self._slept,
+            monotonic=lambda: time.monotonic() + self._passed,
+            **options,
+        )
+
+    def leap(self, seconds: float) -> None:
+        """Let time pass, once all that was written by now is read."""
+        for _ in range(2):
+            self.supervisor.tick()
+        self._passed += seconds
+        self.supervisor.tick()
+
+    def sleep(self, seconds: float) -> None:
+        """Let the machine sleep: only the time of day goes on."""
+        self._slept += seconds
+        self.supervisor.tick()
+
+    def worker(self) -> Identity:
+        """Return the worker that the run has now."""
+        found = attempts.open_attempts(self.service.store.read())[0]
+        return Identity(found.boot_id or "", found.pid or 0, found.start_ticks or 0)
+
+    def until_stopped(self) -> Identity:
+        """Wait until the run's worker stands still."""
+
+        def stopped() -> bool:
+            self.supervisor.tick()
+            return self.hold() is None and process.is_stopped(self.worker())
+
+        eventually(stopped, what="the stop")
+        return self.worker()
+
+    def until_finished(self) -> None:
+        """Let the run come to its end."""
+        eventually(lambda: self.supervisor.tick() or self.service.job(self.job_id).finished, within=90, what="the end")
+
+    def hold(self) -> str | None:
+        """Return what is said of the run."""
+        return self.service.job(self.job_id).hold
+
+    def stalls(self) -> list[str]:
+        """Return what the history tells of stalls."""
+        return [event.payload["why"] for event in self.service.events(self.job_id) if event.kind == "stalled"]
+
+
+@pytest.fixture
+def watched(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Watched]:
+    """A run whose first worker stops at step 2; the parameter is the limit that the user set, in minutes."""
+    executable = light.install(tmp_path / "bin", at_step=2, do="SIGSTOP", times=1)
+    service = light.open_service(tmp_path / "home", executable, stall_limit_minutes=getattr(request, "param", 0.0))
+    made = Watched(service, light.submit(service, steps=4))
+    yield made
+    for attempt in attempts.open_attempts(service.store.read()):
+        os.kill(attempt.pid or 0, signal.SIGKILL)
+    made.supervisor.close()
+    service.close()
+
+
+def test_a_worker_that_stands_still_is_shown_once_and_left_alone(watched: Watched) -> None:
+    stopped = watched.until_stopped()
+    watched.leap(299)
+    assert watched.hold() is None
+    watched.leap(62)
+    assert watched.hold() == (
+        f"stalled: nothing heard for 6 min; last: training; its process is stopped (kill -CONT {stopped.pid})"
+    )
+    watched.leap(86_400)
+    assert "nothing heard for 1446 min" in (watched.hold() or "")
+    assert len(watched.stalls()) == 1
+    assert process.is_alive(stopped)
+    assert process.send(stopped, signal.SIGCONT)
+    watched.until_finished()
+    job = watched.service.job(watched.job_id)
+    assert (job.state, job.retries, job.hold) == ("completed", 0, None)
+    assert light.steps_of(watched.service, job.id) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("watched", [10.0], indirect=True)
+def test_where_the_user_set_a_limit_the_worker_is_ended_and_the_run_goes_on(watched: Watched) -> None:
+    stopped = watched.until_stopped()
+    watched.leap(599)
+    assert process.is_alive(stopped)
+    watched.leap(2)
+    watched.until_finished()
+    job = watched.service.job(watched.job_id)
+    assert (job.state, job.retries) == ("completed", 1)
+    first = light.history(watched.service, job.id)[0]
+    assert (first.outcome, first.exit_code) == ("lost", -signal.SIGKILL)
+    assert "nothing heard for 10 min, the stall_limit_minutes of the settings" in watched.stalls()[-1]
+    causes = [event.payload.get("cause") for event in watched.service.events(job.id)]
+    assert "stalled: it was silent for too long" in causes
+
+
+@pytest.mark.parametrize("watched", [10.0], indirect=True)
+def test_a_machine_that_slept_has_no_stalled_workers(watched: Watched) -> None:
+    stopped = watched.until_stopped()
+    watched.sleep(8 * 3600.0)
+    assert watched.hold() is None
+    assert process.is_alive(stopped)
+
+
+def test_a_real_trainer_that_is_stopped_is_shown_and_goes_on_with_its_next_line(service: Service) -> None:
+    service.settings = Settings(stall_limit_minutes=60)
+    request = {"type": "finetune", "idempotency_key": "k", "base_model_id": "tiny", "dataset_id": "sums"}
+    job_id = service.submit({**request, "hyperparams": {"steps": 300, "seq_len": 64}}).job.id
+    run = Watched(service, job_id, launch=worker.launch)
+    eventually(lambda: run.supervisor.tick() or service.job(job_id).step > 3, what="some steps")
+    stopped = run.worker()
+    assert process.send(stopped, signal.SIGSTOP, group=True)
+    eventually(lambda: process.is_stopped(stopped), what="the stop")
+    run.leap(400)
+    assert (run.hold() or "").startswith("stalled: nothing heard for 6 min; last: training; its process is stopped")
+    assert process.send(stopped, signal.SIGCONT, group=True)
+    eventually(lambda: run.supervisor.tick() or run.hold() is None, what="the next line")
+    assert service.job(job_id).state == "running"
+    assert process.send(stopped, signal.SIGKILL, group=True)
+    run.supervisor.close()
