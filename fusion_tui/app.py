@@ -20,7 +20,6 @@ from textual.app import App, SystemCommand
 from textual.reactive import var
 from textual.screen import Screen
 
-from engine.errors import EngineError
 from engine.service import Service, StoreError
 from fusion_tui import format as fmt
 from fusion_tui.actions import bindings, of_scope
@@ -76,12 +75,24 @@ class FusionApp(App[str | None]):
 
     def on_mount(self) -> None:
         """Say that an app is open, and begin to look."""
-        self._app_lock = hold_shared(self.service.home.app_lock)
+        self._tell_open()
         told = partial(self._told_to_go, asyncio.get_running_loop())
         self._handlers = {number: signal.signal(number, told) for number in (signal.SIGHUP, signal.SIGTERM)}
         self.run_worker(self.poller.run, thread=True, name="poller", exit_on_error=False)
         if self._start_on_open:
             self.run_worker(partial(self._bring_up, quiet=True), thread=True, exit_on_error=False)
+
+    def _tell_open(self) -> None:
+        """Hold the lock by which a supervisor sees that an app is open; without it, it may leave ten minutes later."""
+        if self.service.read_only:
+            return
+        try:
+            self._app_lock = hold_shared(self.service.home.app_lock)
+        except OSError as error:
+            words = f"{self.service.home.app_lock} cannot be opened ({error.strerror}); doctor tells more."
+            # Not at once: before the first paint there is no place for it.
+            told = partial(self.notify, fmt.clean(words), severity="warning", timeout=15, markup=False)
+            self.call_after_refresh(told)
 
     def on_unmount(self) -> None:
         """Stop looking, and let the supervisor know."""
@@ -135,9 +146,18 @@ class FusionApp(App[str | None]):
     def _act(self, what: Callable[[], str]) -> None:
         try:
             self.notify(fmt.clean(what()), markup=False)
-        except (EngineError, StoreError) as error:
-            self.notify(fmt.clean(str(error)), severity="error", timeout=10, markup=False)
+        except Exception as error:  # noqa: BLE001  (a thread's edge: a key that does nothing must say why)
+            self.notify(fmt.failure(error), severity="error", timeout=10, markup=False)
         self.poller.wake()
+
+    def may_change(self) -> bool:
+        """Say whether anything can be changed here; where not, tell the user why."""
+        try:
+            self.service.store.need_writable()
+        except StoreError as error:
+            self.notify(fmt.failure(error), severity="warning", timeout=10, markup=False)
+            return False
+        return True
 
     def open_run(self, job_id: str) -> None:
         """Show one run."""
@@ -188,6 +208,8 @@ class FusionApp(App[str | None]):
 
     def action_supervisor(self) -> None:
         """Start the supervisor where none runs."""
+        if not self.may_change():
+            return
         self.run_worker(self._bring_up, thread=True, exit_on_error=False)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
@@ -202,7 +224,7 @@ class FusionApp(App[str | None]):
 
     def _supervision(self) -> Supervision:
         found = self._supervisor()
-        return Supervision(running=found is not None, url=found.url if found else None)
+        return Supervision(found is not None, found.url if found else None, read_only=self.service.read_only)
 
     def _bring_up(self, quiet: bool = False) -> None:
         """Start the supervisor where none runs; stands in a thread, for it takes seconds."""
@@ -214,8 +236,8 @@ class FusionApp(App[str | None]):
             elif not quiet:
                 self.notify("The supervisor runs already.")
         except Exception as error:  # noqa: BLE001  (a thread's edge: the words go to the screen)
-            words = str(error) or type(error).__name__
-            self.notify(f"The supervisor did not start: {fmt.clean(words)}", severity="error", timeout=15, markup=False)
+            words = fmt.failure(error)
+            self.notify(f"The supervisor did not start: {words}", severity="error", timeout=15, markup=False)
         self.poller.wake()
 
 
@@ -240,7 +262,7 @@ def hold_shared(path: Path) -> int:
 
 def run_app(service: Service, *, start_supervisor: bool = True) -> str:
     """Open the app until the user leaves it, and return the line to leave behind. Needs a terminal."""
-    app = FusionApp(service, start_on_open=start_supervisor)
+    app = FusionApp(service, start_on_open=start_supervisor and not service.read_only)
     farewell = app.run()
     if app.return_code:
         raise SystemExit(app.return_code)

@@ -11,9 +11,12 @@ from typing import Any
 
 from rich.text import Text
 
+from engine import evidence
+from engine.errors import EngineError
+from engine.evidence import Evidence
 from engine.plans.recommend import Value
 from engine.resources import size_text
-from engine.service import Event, Job, states
+from engine.service import Event, Job, StoreError, states
 from engine.text import clean_text
 
 # A glyph and a word for each state, because colour alone says nothing on half of the terminals.
@@ -30,6 +33,8 @@ _STATES: dict[str, tuple[str, str]] = {
     states.CANCELLED: ("⊘", "dim"),
 }
 _STOPPING = ("◐", "bold yellow")
+# Runs that the store calls worked on, with nobody at work.
+_DEAD: dict[Evidence | None, str] = {"gone": "▲ worker gone", "lost": "▲ lost?"}
 
 
 def clean(text: str) -> str:
@@ -37,18 +42,35 @@ def clean(text: str) -> str:
     return clean_text(text).replace("\n", " ").expandtabs(4)
 
 
-def state(job: Job) -> Text:
-    """Return a run's state: glyph and word."""
+def failure(error: Exception) -> str:
+    """Return an error as a line for its user: our own errors are written for them, others tell their kind."""
+    if isinstance(error, (EngineError, StoreError)):
+        return clean(str(error))
+    return clean(f"{type(error).__name__}: {error}")
+
+
+def state(job: Job, seen: Evidence | None = None) -> Text:
+    """Return a run's state: glyph and word. `seen` is what speaks for a run that the store calls worked on."""
+    if seen in _DEAD:
+        return Text(_DEAD[seen], style="bold red")
     stopping = job.stop_requested and not job.finished
     glyph, style = _STOPPING if stopping else _STATES.get(job.state, ("?", ""))
     return Text(f"{glyph} {'stopping' if stopping else job.state}", style=style)
 
 
-def trouble(job: Job) -> str:
-    """Return why a run failed or waits; empty where it does neither."""
+def trouble(job: Job, seen: Evidence | None = None) -> str:
+    """Return why a run failed, waits, or stands still; empty where it does none of these."""
     if job.error:
         return clean(job.error)
-    return f"waits: {clean(job.hold)}" if job.hold and not job.finished else ""
+    if seen == "lost":
+        # As long as a line at 80 columns takes.
+        return "worker gone, no supervisor: S starts one; the run goes on from its checkpoint"
+    if seen == "gone":
+        return clean(evidence.WORDS[seen])
+    if not job.hold or job.finished:
+        return ""
+    # What holds a run that has a worker is no waiting: it is told as it stands.
+    return clean(job.hold) if job.state in states.ACTIVE else f"waits: {clean(job.hold)}"
 
 
 def bar(share: float, width: int) -> str:
@@ -116,9 +138,9 @@ def window(advice: Value) -> str:
     return f"{low} … {high} · {advice.why}"
 
 
-def eta(job: Job) -> str:
+def eta(job: Job, seen: Evidence | None = None) -> str:
     """Return the time left of a working run."""
-    return duration(job.eta_s) if job.state in states.ACTIVE else "–"
+    return duration(job.eta_s) if job.state in states.ACTIVE and seen not in _DEAD else "–"
 
 
 _EVENT_WORDS = {

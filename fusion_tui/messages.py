@@ -11,6 +11,7 @@ from typing import Any
 
 from textual.message import Message
 
+from engine.evidence import Evidence
 from engine.service import Checkpoint, Device, Event, Job, LogLine, Point
 
 LOG_LINES = 2000  # as many as the store keeps
@@ -18,17 +19,20 @@ LOG_LINES = 2000  # as many as the store keeps
 
 @dataclass(frozen=True)
 class Supervision:
-    """Whether a supervisor works on the queue, and where its API listens."""
+    """Whether a supervisor works on the queue, where its API listens, and whether this app may only look."""
 
     running: bool = False
     url: str | None = None
+    read_only: bool = False
 
 
 @dataclass(frozen=True)
 class Overview:
-    """All runs and the machine. `latest` is each run's newest training point; `error` says why data may be old."""
+    """All runs and the machine. `latest` is each run's newest training point, `evidence` what speaks for those that
+    the store calls worked on; `error` says why data may be old."""
 
     jobs: tuple[Job, ...] = ()
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
     latest: Mapping[str, Point] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -40,6 +44,11 @@ class Overview:
     def name(self, entry_id: str | None) -> str:
         """Return the name of a model or dataset."""
         return self.names.get(entry_id, "…") if entry_id else "–"
+
+    @property
+    def lost(self) -> int:
+        """How many runs have neither a worker nor a supervisor."""
+        return sum(evidence == "lost" for evidence in self.evidence.values())
 
     def job(self, job_id: str | None) -> Job | None:
         """Return the run with this id, if it is there."""
@@ -58,6 +67,7 @@ class RunView:
     result: Mapping[str, Any] | None = None
     model: str = "–"
     dataset: str = "–"
+    evidence: Evidence | None = None
 
 
 class OverviewChanged(Message):

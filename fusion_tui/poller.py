@@ -1,7 +1,7 @@
 """Asks the service "anything newer?" in one thread and posts what changed.
 
 The rule: no screen asks the service about runs; they show what this thread posted last. An unchanged store costs one
-PRAGMA, and posts nothing.
+PRAGMA, and a look at each live worker's process, and posts nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ from dataclasses import dataclass, replace
 
 from textual.message import Message
 
+from engine import evidence
+from engine.errors import EngineError
+from engine.evidence import Evidence
 from engine.service import Job, NotFound, Point, Service, StoreError, states
 from fusion_tui.messages import LOG_LINES, Overview, OverviewChanged, RunChanged, RunGone, RunView, Supervision
+from store.attempts import Attempt
 
 INTERVAL_S = 0.4
 DEVICES_EVERY_S = 2.0
 JOBS_SHOWN = 500
 RUNS_KEPT = 8
+# How long a look waits for a locked store: less than the store's own patience, so that the app can say so and be left.
+PATIENCE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,8 @@ class Poller:
         self._sources: dict[str, tuple[str, int, int]] = {}
         self._views: OrderedDict[str, RunView] = OrderedDict()
         self._curves: dict[str, _Curve] = {}
+        self._claims: dict[str, Attempt] = {}
+        self._file: tuple[int, int] | None = None  # which file the store is, that another in its place is noticed
 
     def watch(self, job_id: str | None) -> None:
         """Follow this run in full from now on."""
@@ -84,10 +92,10 @@ class Poller:
 
     def poll(self) -> None:
         """Look once, and post what differs from what was posted before. Never raises."""
-        for look in (self._poll_store, self._poll_machine):
+        for look in (self._poll_store, self._poll_machine, self._poll_workers):
             try:
                 look()
-            except StoreError as error:
+            except (StoreError, EngineError) as error:
                 self._failed(str(error))
             except Exception as error:  # noqa: BLE001  (the thread's edge: a dead poller would freeze every screen)
                 self._failed(f"{type(error).__name__}: {error}")
@@ -115,6 +123,7 @@ class Poller:
     # The runs -----------------------------------------------------------------------------------------------------
 
     def _poll_store(self) -> None:
+        self._need_file()
         watched = self._watched
         seen = (self._service.version(), watched)
         if seen == self._seen:
@@ -125,11 +134,29 @@ class Poller:
         if watched:
             self._read_run(watched)
 
+    def _need_file(self) -> None:
+        """Raise EngineError where the store's file is gone: through its open descriptor old runs would seem to live."""
+        path = self._service.home.store
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise EngineError(
+                f"The data folder {path.parent} is gone ({error.strerror}). Bring it back, or leave with q."
+            ) from None
+        if self._file is None:
+            self._service.store.read().execute(f"PRAGMA busy_timeout={int(PATIENCE_S * 1000)}")
+        file = (status.st_dev, status.st_ino)
+        self._file = self._file or file
+        if file != self._file:
+            raise EngineError(f"The job store {path} is another file than before. Leave with q and open the app again.")
+
     def _read_overview(self) -> Overview:
         jobs = tuple(self._service.jobs(limit=JOBS_SHOWN))
+        self._claims = evidence.claims(self._service.store.read())
         return replace(
             self._overview,
             jobs=jobs,
+            evidence=self._evidence(jobs),
             latest=self._latest(jobs),
             names=self._names(jobs),
             counts=self._service.job_counts(),
@@ -149,12 +176,34 @@ class Poller:
         return found
 
     def _names(self, jobs: tuple[Job, ...]) -> dict[str, str]:
-        known = dict(self._overview.names)
-        for job in jobs:
-            for entry_id in (job.base_model_id, job.source_model_id, job.dataset_id):
-                if entry_id and entry_id not in known:
-                    known[entry_id] = self._service.name_of(entry_id)
-        return known
+        """Return the names of what runs were made from; asked anew each time, for an entry may be removed."""
+        service = self._service
+        known = {model.id: model.name for model in service.base_models()}
+        known |= {model.id: model.name for model in service.models()}
+        known |= {dataset.id: dataset.name for dataset in service.datasets()}
+        used = {one for job in jobs for one in (job.base_model_id, job.source_model_id, job.dataset_id) if one}
+        return {one: known.get(one) or service.name_of(one) for one in used}
+
+    # The workers --------------------------------------------------------------------------------------------------
+
+    def _evidence(self, jobs: tuple[Job, ...]) -> dict[str, Evidence]:
+        """Return what speaks for each run that the store calls worked on; who supervises is asked where it counts."""
+        active = [job for job in jobs if job.state in states.ACTIVE]
+        found = {job.id: evidence.of(job, self._claims.get(job.id), supervised=False) for job in active}
+        if "lost" in found.values() and self._supervision().running:
+            found = {job.id: evidence.of(job, self._claims.get(job.id), supervised=True) for job in active}
+        return {job_id: one for job_id, one in found.items() if one}
+
+    def _poll_workers(self) -> None:
+        """A worker's end changes nothing in the store while nobody supervises: look at the processes themselves."""
+        found = self._evidence(self._overview.jobs)
+        self._publish(replace(self._overview, evidence=found))
+        for job_id, view in self._views.items():
+            seen = found.get(job_id)
+            if view.evidence != seen:
+                self._views[job_id] = replace(view, evidence=seen)
+                if job_id == self._watched:
+                    self._post(RunChanged(self._views[job_id]))
 
     # The watched run ----------------------------------------------------------------------------------------------
 
@@ -193,6 +242,7 @@ class Poller:
             result=self._service.result(job_id),
             model=self._overview.name(job.source_model_id or job.base_model_id),
             dataset=self._overview.name(job.dataset_id),
+            evidence=self._overview.evidence.get(job_id),
         )
 
     def _points(self, job: Job, resumes: int) -> tuple[Point, ...]:

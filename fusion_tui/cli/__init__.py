@@ -32,6 +32,7 @@ MODULES = {
     "models": "catalog",
     "datasets": "catalog",
     "recommend": "recommend",
+    "doctor": "doctor",
     "token": "serve",
     "keys": "serve",
 }

@@ -54,7 +54,10 @@ class Session:
     @cached_property
     def service(self) -> Service:
         """The service of the data folder."""
-        return Service()
+        service = Service()
+        if service.read_only:
+            say(f"Read-only: {service.home.root} can be looked at here and not changed.")
+        return service
 
 
 pass_session = click.make_pass_decorator(Session, ensure=True)

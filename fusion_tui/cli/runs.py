@@ -7,20 +7,22 @@ import json
 import sys
 import time
 import uuid
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
+from engine import evidence
 from engine.errors import Fault, InvalidRequest
-from engine.service import Job, Point, states
+from engine.evidence import Evidence
+from engine.service import Job, Point, Service, states
 from engine.text import clean_text
 from fusion_tui import daemon
 from fusion_tui.api import fusion_models as answers
 from fusion_tui.cli import plans
 from fusion_tui.cli.output import Session, document, json_option, pass_session, say, table
-from fusion_tui.cli.watching import duration, follow, status_line
+from fusion_tui.cli.watching import duration, follow, shown_state, status_line
 
 FOLLOW_SECONDS = 0.3
 
@@ -28,6 +30,11 @@ FOLLOW_SECONDS = 0.3
 def job_document(job: Job) -> dict[str, Any]:
     """Return a job as the API's dialect A shows it."""
     return answers.Job.of(job).model_dump(mode="json", exclude_unset=True)
+
+
+def _evidence(service: Service, listed: list[Job]) -> dict[str, Evidence]:
+    """Return what speaks for those runs that the store calls worked on."""
+    return evidence.of_jobs(service.store.read(), service.home, listed)
 
 
 def _settings(pairs: tuple[str, ...]) -> dict[str, Any]:
@@ -142,8 +149,9 @@ def jobs(session: Session, *, status: str | None, limit: int | None, as_json: bo
     """List runs, newest first."""
     service = session.service
     listed = service.jobs(status=status, limit=limit)
+    seen = _evidence(service, listed)
     if as_json:
-        document([job_document(job) for job in listed])
+        document([{**job_document(job), "evidence": seen.get(job.id)} for job in listed])
         return
     if not listed:
         say("No runs yet. Try: fusion-tui demo")
@@ -153,7 +161,7 @@ def jobs(session: Session, *, status: str | None, limit: int | None, as_json: bo
         (
             job.id[:8],
             job.name,
-            job.state,
+            shown_state(job, seen.get(job.id)),
             f"{job.step}/{job.total_steps}",
             f"{points[job.id].loss:.3f}" if job.id in points and points[job.id].loss is not None else "–",
             duration(job.eta_s) if not job.finished else "–",
@@ -172,11 +180,15 @@ def show(session: Session, *, job_ref: str, as_json: bool) -> None:
     """Show one run. ID: an id, the beginning of one, or a name."""
     service = session.service
     job = service.find_job(job_ref)
+    seen = _evidence(service, [job]).get(job.id)
     if as_json:
-        document(job_document(job))
+        document({**job_document(job), "evidence": seen})
         return
     click.echo(f"{job.name}  {job.id}")
-    click.echo(status_line(job, service.latest_points([job.id]).get(job.id)))
+    click.echo(status_line(job, service.latest_points([job.id]).get(job.id), seen))
+    if seen in ("gone", "lost"):
+        remedy = "; go on: fusion-tui serve --detach" if seen == "lost" else ""
+        click.echo(f"{evidence.WORDS[seen]}{remedy}")
     source = service.name_of(job.base_model_id or job.source_model_id)
     click.echo(f"{job.type} of {source} on {service.name_of(job.dataset_id)}; {job.retries} retries")
     if job.error:
@@ -229,9 +241,9 @@ def metrics(session: Session, *, job_ref: str, as_csv: bool, since: int, as_json
     if as_json:
         document(answers.Metrics.of(job.id, points, service.latest_step(job.id)).model_dump(mode="json"))
     elif as_csv:
-        writer = csv.DictWriter(sys.stdout, [field.name for field in fields(Point)])
+        writer = csv.DictWriter(sys.stdout, Point._fields)
         writer.writeheader()
-        writer.writerows(asdict(point) for point in points)
+        writer.writerows(point._asdict() for point in points)
     else:
         rows = [
             (p.step, p.phase, _short(p.loss), _short(p.lr), _short(p.grad_norm), _short(p.throughput), p.tokens or 0)
@@ -307,16 +319,22 @@ def result(session: Session, *, job_ref: str, as_json: bool) -> None:
 
 @click.command()
 @click.argument("job_ref", metavar="ID")
+@click.option("--pin", type=int, metavar="STEP", help="Keep the checkpoint of this step until the run is deleted.")
+@click.option("--unpin", type=int, metavar="STEP", help="Let it go when newer ones are there.")
 @json_option
 @pass_session
-def checkpoints(session: Session, *, job_ref: str, as_json: bool) -> None:
-    """List a run's checkpoints, oldest first."""
-    found = session.service.checkpoints(session.service.find_job(job_ref).id)
+def checkpoints(session: Session, *, job_ref: str, pin: int | None, unpin: int | None, as_json: bool) -> None:
+    """List a run's checkpoints, oldest first; pin one, so that it is kept."""
+    job = session.service.find_job(job_ref)
+    for step, pinned in ((pin, True), (unpin, False)):
+        if step is not None:
+            session.service.pin_checkpoint(job.id, step, pinned)
+    found = session.service.checkpoints(job.id)
     if as_json:
         document([answers.Checkpoint.of(checkpoint).model_dump(mode="json") for checkpoint in found])
         return
-    rows = [(c.step, c.state, _short(c.loss), _short(c.eval_loss), c.path) for c in found]
-    table(("step", "state", "loss", "eval loss", "path"), rows)
+    rows = [(c.step, c.state, "pinned" if c.pinned else "", _short(c.loss), _short(c.eval_loss), c.path) for c in found]
+    table(("step", "state", "kept", "loss", "eval loss", "path"), rows)
 
 
 @click.command()
@@ -352,7 +370,7 @@ def retry(session: Session, *, job_ref: str, as_json: bool) -> None:
 @json_option
 @pass_session
 def rm(session: Session, *, job_ref: str, as_json: bool) -> None:
-    """Delete a finished run with its telemetry and checkpoints; its model stays."""
+    """Delete a finished run with its telemetry and checkpoints, pinned ones too; its model stays."""
     job = session.service.find_job(job_ref)
     session.service.delete(job.id)
     if as_json:

@@ -7,6 +7,7 @@ import time
 
 import click
 
+from engine.evidence import Evidence
 from engine.service import Job, Point, Service
 from fusion_tui import daemon
 from fusion_tui.cli.output import say
@@ -27,11 +28,18 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def status_line(job: Job, point: Point | None) -> str:
+def shown_state(job: Job, seen: Evidence | None = None) -> str:
+    """Return a run's state, or what speaks against it: a dead run is never said to run."""
+    return {"gone": "worker gone", "lost": "lost?"}.get(seen or "", job.state)
+
+
+def status_line(job: Job, point: Point | None, seen: Evidence | None = None) -> str:
     """Return one line that says how far a run is."""
-    parts = [f"{job.state:<13}", f"step {job.step}/{job.total_steps} ({job.progress:.0%})"]
+    parts = [f"{shown_state(job, seen):<13}", f"step {job.step}/{job.total_steps} ({job.progress:.0%})"]
     if point and point.loss is not None:
         parts += [f"loss {point.loss:.3f}", f"{point.throughput or 0:,.0f} tok/s"]
+    if seen in ("gone", "lost"):
+        return " · ".join(parts)
     if job.eta_s is not None and not job.finished:
         parts.append(f"{duration(job.eta_s)} left")
     if job.hold or job.activity not in ("", "training"):

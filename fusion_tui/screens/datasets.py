@@ -7,7 +7,7 @@ from textual.app import ComposeResult
 from textual.message import Message
 from textual.widgets import DataTable, Footer, Static
 
-from engine.service import Dataset, StoreError
+from engine.service import Dataset
 from fusion_tui import format as fmt
 from fusion_tui.actions import bindings
 from fusion_tui.screens.job_screen import FusionScreen
@@ -40,6 +40,7 @@ class DatasetsScreen(FusionScreen):
     def __init__(self) -> None:
         super().__init__()
         self._shown: tuple[Dataset, ...] | None = None
+        self._loading = False
 
     def compose(self) -> ComposeResult:
         """Title and list."""
@@ -53,15 +54,22 @@ class DatasetsScreen(FusionScreen):
         self._load()
         self.set_interval(LOOK_EVERY_S, self._load)
 
-    @work(thread=True, exclusive=True, group="load", exit_on_error=False)
     def _load(self) -> None:
+        """Look again, unless a look still waits: a locked store would gather threads that nobody can end."""
+        if not self._loading:
+            self._loading = True
+            self._read()
+
+    @work(thread=True, group="load", exit_on_error=False)
+    def _read(self) -> None:
         try:
             self.post_message(self.Loaded(tuple(self.service.datasets())))
-        except StoreError as error:
-            self.post_message(self.Loaded((), str(error)))
+        except Exception as error:  # noqa: BLE001  (a thread's edge: a silent one would never look again)
+            self.post_message(self.Loaded((), fmt.failure(error)))
 
     @on(Loaded)
     def _show(self, message: Loaded) -> None:
+        self._loading = False
         self.query_one("#title", Static).update(f"✗ {fmt.clean(message.error)}" if message.error else TITLE)
         if message.error or message.datasets == self._shown:
             return

@@ -42,7 +42,7 @@ class JobScreen(FusionScreen):
     def action_stop(self) -> None:
         """Ask, then stop the run."""
         job = self.current_job()
-        if job is None:
+        if job is None or not self.fusion.may_change():
             return
         if job.finished:
             self.notify(f"{fmt.clean(job.name)} is {job.state} already.", markup=False)
@@ -53,19 +53,21 @@ class JobScreen(FusionScreen):
 
     def action_retry(self) -> None:
         """Queue the run again."""
-        if job := self.current_job():
+        job = self.current_job()
+        if job is not None and self.fusion.may_change():
             self.fusion.act(lambda: f"{self.service.retry(job.id).name} is queued again.")
 
     def action_delete(self) -> None:
         """Ask, then delete the run."""
         job = self.current_job()
-        if job is None:
+        if job is None or not self.fusion.may_change():
             return
         if not job.finished:
             self.notify(f"{fmt.clean(job.name)} is {job.state}: stop it first (s).", markup=False)
             return
         question = f"Delete {fmt.clean(job.name)}?"
-        self._ask(question, "Its curve, log and checkpoints go; the model it made stays.", lambda: self._delete(job))
+        detail = "Its curve, log and checkpoints go, pinned ones too; the model it made stays."
+        self._ask(question, detail, lambda: self._delete(job))
 
     def _ask(self, question: str, detail: str, then: Callable[[], str]) -> None:
         def answered(yes: bool | None) -> None:

@@ -222,8 +222,8 @@ class NewScreen(FusionScreen):
             call()
         except InvalidRequest as error:
             return tuple(error.faults)
-        except (EngineError, StoreError) as error:
-            return (Fault((), str(error)),)
+        except Exception as error:  # noqa: BLE001  (a thread's edge: a form that falls silent would never be sent)
+            return (Fault((), fmt.failure(error)),)
         return ()
 
     @on(Judged)

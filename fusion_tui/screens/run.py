@@ -9,6 +9,7 @@ from textual.app import ComposeResult
 from textual.widgets import Footer, Static, TabbedContent, TabPane, Tabs
 
 from engine.service import Job
+from fusion_tui import format as fmt
 from fusion_tui.actions import bindings
 from fusion_tui.messages import RunView
 from fusion_tui.screens.job_screen import JobScreen
@@ -18,6 +19,7 @@ from fusion_tui.widgets.log_tail import LogTail
 from fusion_tui.widgets.loss_chart import LossChart
 from fusion_tui.widgets.metric_tabs import MetricTabs
 from fusion_tui.widgets.run_header import RunHeader
+from fusion_tui.widgets.strip import Trouble
 
 
 class RunScreen(JobScreen):
@@ -31,10 +33,12 @@ class RunScreen(JobScreen):
         super().__init__()
         self.job_id = job_id
         self._view: RunView | None = None
+        self._deleted = False  # by this very screen, which tells of it then
 
     def compose(self) -> ComposeResult:
         """Header and panes; on a tall screen the log stands below the chart too."""
         yield RunHeader("reading the run…", id="header")
+        yield Trouble()
         with TabbedContent(id="panes"):
             with TabPane("Charts", id="charts"):
                 yield MetricTabs(id="metrics")
@@ -57,11 +61,13 @@ class RunScreen(JobScreen):
         """Follow the run from now on."""
         self.fusion.watch_run(self.job_id)
         self.watch(self.app, "view", self._show_view)
+        self.watch(self.app, "overview", self.query_one(Trouble).show_overview)
         self.watch(self.app, "gone", self._gone, init=False)
 
     def on_screen_resume(self) -> None:
-        """Back from another screen: follow this run again."""
+        """Back from another screen: follow this run again, unless it went meanwhile."""
         self.fusion.watch_run(self.job_id)
+        self._gone(self.fusion.gone)
 
     def current_job(self) -> Job | None:
         """Return this run."""
@@ -80,7 +86,13 @@ class RunScreen(JobScreen):
 
     def _gone(self, job_id: str) -> None:
         if job_id == self.job_id and self.is_current:
+            if self._view and not self._deleted:
+                self.notify(f"{fmt.clean(self._view.job.name)} was deleted elsewhere.", markup=False)
             self.fusion.pop_screen()
+
+    def _delete(self, job: Job) -> str:
+        self._deleted = True
+        return super()._delete(job)
 
     def on_resize(self) -> None:
         """The header's bar fills the width."""

@@ -14,8 +14,9 @@ from fusion_tui.actions import bindings
 from fusion_tui.messages import Overview, RunView
 from fusion_tui.screens.job_screen import JobScreen
 from fusion_tui.widgets.loss_chart import LossChart
+from fusion_tui.widgets.run_header import trouble_style
 from fusion_tui.widgets.runs_table import RunsTable
-from fusion_tui.widgets.strip import Strip
+from fusion_tui.widgets.strip import Strip, Trouble
 
 EMPTY = """No runs yet.
 
@@ -35,6 +36,7 @@ class RunsScreen(JobScreen):
     def compose(self) -> ComposeResult:
         """Machine, list and chart."""
         yield Strip(id="strip")
+        yield Trouble()
         yield Input(placeholder="words that a run must contain; Esc shows all", id="filter", compact=True)
         with Container(id="body"):
             yield RunsTable(id="runs")
@@ -56,6 +58,7 @@ class RunsScreen(JobScreen):
 
     def _show_overview(self, overview: Overview) -> None:
         self.query_one(Strip).show_overview(overview)
+        self.query_one(Trouble).show_overview(overview)
         self.query_one(RunsTable).show_overview(overview)
         if overview.jobs and self.focused is None:
             self.query_one(RunsTable).focus()
@@ -64,9 +67,9 @@ class RunsScreen(JobScreen):
     def _show_view(self, view: RunView | None) -> None:
         if not self.is_current or view is None or view.job.id != self.query_one(RunsTable).selected:
             return
-        title = Text.assemble(fmt.state(view.job), "  ", (fmt.clean(view.job.name), "bold"))
-        if trouble := fmt.trouble(view.job):
-            title.append(f"  {trouble}", style="red" if view.job.error else "yellow")
+        title = Text.assemble(fmt.state(view.job, view.evidence), "  ", (fmt.clean(view.job.name), "bold"))
+        if trouble := fmt.trouble(view.job, view.evidence):
+            title.append(f"  {trouble}", style=trouble_style(view))
         elif view.job.activity and not view.job.finished:
             title.append(f"  {fmt.clean(view.job.activity)}", style="dim")
         self.query_one("#selected", Static).update(title, layout=False)

@@ -101,7 +101,14 @@ class CheckpointsPage(Page):
         if not view.checkpoints:
             return Text(f"No checkpoint yet; one is saved every {view.job.hyperparams.get('save_steps', '?')} steps.")
         rows = (
-            (str(one.step), one.state, fmt.number(one.loss), fmt.number(one.eval_loss), size_text(one.bytes), one.path)
+            (
+                str(one.step),
+                f"{one.state}, pinned" if one.pinned else one.state,
+                fmt.number(one.loss),
+                fmt.number(one.eval_loss),
+                size_text(one.bytes),
+                one.path,
+            )
             for one in reversed(view.checkpoints)
         )
         return grid(rows, ("step", "state", "loss", "eval", "size", "where"))

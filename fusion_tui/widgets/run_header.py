@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from rich.text import Text
 from textual.widgets import Static
 
 from fusion_tui import format as fmt
 from fusion_tui.messages import RunView
 
+WIDTH_LEAST = 20  # before the first layout there is none
+
 
 class RunHeader(Static):
-    """Two lines on a run, and a third where there is more to say."""
+    """Two lines on a run, and up to three more where something is wrong with it."""
 
     _lines = 0
 
     def show_run(self, view: RunView) -> None:
         """Show a run's state."""
         lines = [_title(view), _progress(view, self.size.width)]
-        if trouble := fmt.trouble(view.job):
-            lines.append(Text(trouble, style="bold red" if view.job.error else "yellow"))
+        if trouble := fmt.trouble(view.job, view.evidence):
+            wrapped = textwrap.wrap(trouble, max(self.size.width, WIDTH_LEAST), max_lines=3, placeholder=" …")
+            lines += [Text(line, style=trouble_style(view)) for line in wrapped]
         # Laying out paints the whole screen: only where a line came or went.
         self.update(Text("\n").join(lines), layout=len(lines) != self._lines)
         self._lines = len(lines)
@@ -28,12 +33,17 @@ def _title(view: RunView) -> Text:
     job = view.job
     where = device(view)
     return Text.assemble(
-        fmt.state(job),
+        fmt.state(job, view.evidence),
         "  ",
         (fmt.clean(job.name), "bold"),
         (f"  {job.type} of {fmt.clean(view.model)} on {fmt.clean(view.dataset)}", "dim"),
         (f"  {where}" if where else "", "dim"),
     )
+
+
+def trouble_style(view: RunView) -> str:
+    """Return how trouble is drawn: red where nobody mends it, yellow where it may pass."""
+    return "bold red" if view.job.error or view.evidence == "lost" else "yellow"
 
 
 def device(view: RunView) -> str:
@@ -47,12 +57,12 @@ def _progress(view: RunView, width: int) -> Text:
     newest = next((point for point in reversed(view.points) if point.phase == "train"), None)
     parts = [f"step {job.step}/{job.total_steps}", fmt.percent(job.progress)]
     if not job.finished:
-        parts.append(f"ETA {fmt.eta(job)}")
+        parts.append(f"ETA {fmt.eta(job, view.evidence)}")
     if newest and newest.throughput:
         parts.append(f"{fmt.count(newest.throughput)} tok/s")
     if job.retries:
         parts.append("1 retry" if job.retries == 1 else f"{job.retries} retries")
-    if job.activity and not job.finished:
+    if job.activity and view.evidence in (None, "alive", "starting") and not job.finished:
         parts.append(fmt.clean(job.activity))
     facts = " · ".join(parts)
     return Text.assemble((fmt.bar(job.progress, max(8, min(40, width - len(facts) - 2))), "cyan"), "  ", facts)

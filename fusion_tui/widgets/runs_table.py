@@ -58,7 +58,7 @@ def _name(text: str) -> Text:
 
 
 COLUMNS = (
-    Column("state", 15, 1, lambda job, _, __: fmt.state(job)),
+    Column("state", 15, 1, lambda job, seen, _: fmt.state(job, seen.evidence.get(job.id))),
     Column("name", NAME_LEAST, 1, lambda job, _, __: _name(job.name)),
     Column("type", 8, 5, lambda job, _, __: _name(job.type)),
     Column("model", 10, 3, lambda job, seen, _: _name(seen.name(job.source_model_id or job.base_model_id))),
@@ -68,7 +68,7 @@ COLUMNS = (
     ),
     Column("loss", 6, 1, _loss, numeric=True),
     Column("tok/s", 5, 2, _speed, numeric=True),
-    Column("ETA", 6, 1, lambda job, _, __: fmt.eta(job), numeric=True),
+    Column("ETA", 6, 1, lambda job, seen, _: fmt.eta(job, seen.evidence.get(job.id)), numeric=True),
     Column("age", 4, 1, lambda job, _, now: fmt.age(now - job.created_at), numeric=True),
 )
 
@@ -137,7 +137,8 @@ class RunsTable(DataTable[Text]):
 
     def _text_of(self, job: Job) -> str:
         entries = (self._overview.name(one) for one in (job.base_model_id, job.source_model_id, job.dataset_id) if one)
-        return " ".join([job.id, job.name, job.type, fmt.state(job).plain, *job.tags, *entries]).lower()
+        state = fmt.state(job, self._overview.evidence.get(job.id)).plain
+        return " ".join([job.id, job.name, job.type, state, *job.tags, *entries]).lower()
 
     def refresh_rows(self) -> None:
         """Bring the rows up to date, ages too."""

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from engine.doctor.background import workers
+from engine.doctor.finding import Machine
 from engine.service import Service
 from fusion_tui import daemon
+from fusion_tui import format as fmt
 from tests.conditions import eventually
+from tests.supervised import Supervised
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 SIZES = ((80, 24), (160, 45))
@@ -162,3 +170,61 @@ def test_a_run_made_in_the_app_outlives_it_and_is_found_again(
         eventually(lambda: service.job(job.id).finished, what="the end")
     finally:
         second.close()
+
+
+# How the app or its terminal may end; the first closes the pty under it, as a dropped SSH session does.
+ENDS: dict[str, Callable[[Terminal], object]] = {
+    "hang-up": Terminal.close,
+    "SIGHUP": lambda terminal: terminal.app().send_signal(signal.SIGHUP),
+    "SIGTERM": lambda terminal: terminal.app().send_signal(signal.SIGTERM),
+    "SIGKILL": lambda terminal: terminal.app().kill(),
+}
+
+
+def asked(supervised: Supervised, path: str) -> Any:
+    """Return what the API answers."""
+    request = urllib.request.Request(
+        f"{supervised.url}{path}", headers={"Authorization": f"Bearer {supervised.service.token()}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def test_a_run_goes_on_however_the_app_ends_and_reopened_it_shows_the_numbers_of_store_and_api(
+    supervised: Supervised, environment: dict[str, str], tmp_path: Path
+) -> None:
+    job = supervised.submit(steps=100_000, save_steps=1000)
+    supervised.until_step(job.id, 5)
+    worker = supervised.worker(job.id)
+    [well] = workers(Machine(supervised.service.home))
+    assert (well.level, well.seen) == ("ok", "1 at work for the 1 runs that should have one")
+    for name, end in ENDS.items():
+        terminal = Terminal(tmp_path, environment, SIZES[0])
+        terminal.open(f"{sys.executable} -m fusion_tui.cli")
+        try:
+            terminal.until(job.name[:12])
+            app = terminal.app()
+            end(terminal)
+            eventually(lambda app=app: not app.is_running() or app.status() == "zombie", what=f"the app's end: {name}")
+            step = supervised.job(job.id).step
+            supervised.until_step(job.id, step + 10)
+            assert supervised.worker(job.id) == worker, name
+        finally:
+            terminal.close()
+
+    supervised.service.cancel(job.id)
+    ended = supervised.until_finished(job.id)
+    newest = [point for point in supervised.service.points(job.id) if point.phase == "train"][-1]
+    told = asked(supervised, f"/jobs/{job.id}")
+    assert (told["id"], told["status"], newest.step) == (job.id, ended.state, ended.step)
+    point = [one for one in asked(supervised, f"/jobs/{job.id}/metrics")["points"] if one["phase"] == "train"][-1]
+    assert (point["step"], point["loss"]) == (newest.step, newest.loss)
+    terminal = Terminal(tmp_path, environment, SIZES[1])
+    terminal.open(f"{sys.executable} -m fusion_tui.cli")
+    try:
+        terminal.until(job.name[:12])
+        terminal.keys("Enter")
+        terminal.until(f"step {ended.step}/100000")
+        terminal.until(f"loss {fmt.number(newest.loss)}")
+    finally:
+        terminal.close()

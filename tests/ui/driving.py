@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -10,9 +11,11 @@ from typing import Any, TypeVar
 from textual.app import App
 from textual.pilot import Pilot
 
+from engine import process
+from engine.process import Identity
 from engine.service import Job, Point, Service
 from fusion_tui.app import FusionApp
-from store import jobs, telemetry
+from store import attempts, jobs, telemetry
 
 T = TypeVar("T")
 SMALL, LARGE = (80, 24), (160, 45)
@@ -98,8 +101,18 @@ class Runs:
     def start(self, name: str = "a-run", *, steps: int = 40) -> Job:
         """Return a run that trains and has reached `steps`."""
         job = self.move(self.queue(name), "provisioning", "staging", "running", activity="training", eta_s=360.0)
+        self.claim(job, process.identify(os.getpid()))
         self.report(job, [Point(0, "eval", 1000.0, loss=5.25), *curve(range(1, steps + 1))])
         return self.service.job(job.id)
+
+    def claim(self, job: Job, worker: Identity | None) -> None:
+        """Give a run an open attempt with this process for its worker; the tests' own is one that lives."""
+        assert worker
+        known = {"boot_id": worker.boot_id, "pid": worker.pid, "start_ticks": worker.start_ticks}
+        directory = str(self.service.home.attempt(job.id, job.fence))
+        with self.service.store.write() as db:
+            attempts.begin(db, job.id, job.fence, device="cpu", directory=directory, start_step=0, now=time.time())
+            attempts.update(db, job.id, job.fence, **known)
 
     def report(self, job: Job, points: list[Point]) -> None:
         """Ingest points."""
@@ -115,7 +128,7 @@ class Runs:
     def resume(self, job: Job, step: int, points: list[Point]) -> None:
         """The worker died, came back at `step`, and wrote `points`, all before anyone looked."""
         with self.service.store.write() as db:
-            jobs.update(db, job.id, fence=job.fence + 1, retries=job.retries + 1)
+            db.conn.execute("UPDATE jobs SET fence = fence + 1, retries = retries + 1 WHERE id = ?", [job.id])
             telemetry.forget_after(db, job.id, step)
             jobs.add_event(db, job.id, "resume", {"step": step}, now=time.time())
             telemetry.add_points(db, job.id, job.fence + 1, points)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
 
@@ -222,7 +221,7 @@ async def test_events_are_told_in_words(service: Service, runs: Runs) -> None:
 async def test_the_result_page_compares_plan_and_measure_and_splits_a_step(service: Service, runs: Runs) -> None:
     job = runs.start(steps=10)
     timed = [
-        replace(point, step_s=0.5, data_s=0.01, forward_s=0.15, backward_s=0.3, optimizer_s=0.04, save_s=0.02)
+        point._replace(step_s=0.5, data_s=0.01, forward_s=0.15, backward_s=0.3, optimizer_s=0.04, save_s=0.02)
         for point in curve(range(11, 21))
     ]
     runs.report(job, timed)
