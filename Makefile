@@ -27,7 +27,7 @@ run: $(VENV)/.installed  ## open the app
 	$(BIN)/fusion-tui
 
 test: $(VENV)/.tools  ## every test but the long loops
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 lint: $(VENV)/.tools  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
@@ -43,6 +43,7 @@ soak: $(VENV)/.tools  ## the long loops
 bench: $(VENV)/.tools  ## the figures of docs/benchmarks.md
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.loop_overhead
+	$(BIN)/python -m bench.ingest
 	$(BIN)/python -m bench.memory_plan
 	$(BIN)/python -m bench.finetune_vs_trl
 
