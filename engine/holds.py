@@ -29,9 +29,10 @@ class Holds:
         self._store = store
         self._clock = clock
         self._said: dict[str, float] = {}
+        self._unwritten: list[tuple[Job, str, str | None]] = []  # with the kind of event, where the cause is a new one
 
     def say(self, job: Job, cause: str, reason: Callable[[], str], *, kind: str = "hold") -> None:
-        """Set a job's hold; an event of `kind` tells when its cause is another one than before."""
+        """Have a job's hold set by the next `write`; an event of `kind` tells of a cause that is not the one before."""
         now = self._clock()
         before = (job.hold or "").partition(":")[0]
         if before == cause and now - self._said.get(job.id, 0.0) < HOLD_SECONDS:
@@ -40,10 +41,18 @@ class Holds:
         self._said[job.id] = now
         if hold == job.hold:
             return
+        self._unwritten.append((job, hold, None if before == cause else kind))
+
+    def write(self) -> None:
+        """Write what was said, all in one transaction: a full disk or a taken card may hold a whole queue."""
+        said, self._unwritten = self._unwritten, []
+        if not said:
+            return
         with self._store.write() as db:
-            jobs.update(db, job.id, hold=hold)
-            if before != cause:
-                jobs.add_event(db, job.id, kind, {"why": hold}, now=now)
+            for job, hold, kind in said:
+                # Cancelled, or deleted, since it was read: nothing waits any more.
+                if jobs.set_hold(db, job, hold) and kind:
+                    jobs.add_event(db, job.id, kind, {"why": hold}, now=self._clock())
 
     def clear(self) -> None:
         """Forget when holds were said: nothing waits."""
@@ -61,6 +70,7 @@ class Releases:
         self._monotonic = monotonic
         self._before: dict[str, int] = {}  # bytes that were taken on a device when its worker started
         self._ended: dict[str, tuple[str, float]] = {}
+        self._awaited: set[str] = set()
 
     def started(self, device: Device) -> None:
         """Note what is taken on a device just before a worker starts there."""
@@ -83,10 +93,13 @@ class Releases:
         kept = device.memory_used - self._before[device.name]
         waited = self._monotonic() - since
         if kept > RELEASE_SLACK and waited < RELEASE_SECONDS:
+            self._awaited.add(device.name)
             return True
         del self._ended[device.name], self._before[device.name]
-        if kept > RELEASE_SLACK:
+        # Where nobody waited, someone else may have taken it since.
+        if device.name in self._awaited and kept > RELEASE_SLACK:
             self._tell(job_id, device, kept)
+        self._awaited.discard(device.name)
         return False
 
     def _tell(self, job_id: str, device: Device, kept: int) -> None:
@@ -95,4 +108,5 @@ class Releases:
         why = f"{size_text(kept)} of {device.label} did not come back in {RELEASE_SECONDS:.0f} s; {who}"
         log.warning("job %s: %s", job_id, why)
         with self._store.write() as db:
-            jobs.add_event(db, job_id, "memory_kept", {"why": why}, now=self._clock())
+            if jobs.find(db, job_id):  # it may have been deleted
+                jobs.add_event(db, job_id, "memory_kept", {"why": why}, now=self._clock())

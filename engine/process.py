@@ -88,6 +88,13 @@ def is_stopped(identity: Identity) -> bool:
         fields = _stat(identity.pid)
         return fields[0] in ("T", "t") and int(fields[19]) == identity.start_ticks
     except (OSError, ValueError, IndexError):
+        if _PROC.joinpath("self/stat").exists():
+            return False
+    import psutil  # macOS
+
+    try:
+        return is_alive(identity) and psutil.Process(identity.pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
         return False
 
 
@@ -148,7 +155,8 @@ def _send_group(descriptor: int, pid: int, number: int) -> None:
 def end_left_behind(leader: Identity) -> int:
     """End what a dead leader of a session left running in it; return how many processes those were.
 
-    Harmless where its number means another process by now: a number is free only once its session is empty.
+    Only for a leader that was seen alive not long ago: a number is free again once its session is empty, and a later
+    leader of that number may have left something running too.
     """
     if leader.boot_id != boot_id() or _start_ticks(leader.pid) is not None:
         return 0

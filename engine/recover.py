@@ -22,6 +22,7 @@ asked for, whatever would be queued is cancelled.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,9 @@ def _end(db: Database, job: Job, attempt: Attempt, death: Death, now: float) -> 
     detail = json.loads(attempt.detail or "{}")
     error, cause = _text(detail.get("error")), detail.get("cause")
     history = _tries(db, job)
-    if attempt.outcome == "preempted" and cause != DISK_FULL and deaths_in_a_row(history, job) >= DEATHS_AT_MOST:
+    limited = not job.stop_requested  # what a user stops is cancelled, however it ended before
+    too_often = limited and deaths_in_a_row(history, job) >= DEATHS_AT_MOST
+    if attempt.outcome == "preempted" and cause != DISK_FULL and too_often:
         return _End("failed", cause, _too_often(job, "ended from outside", "Find out who ends it"))
     if attempt.outcome:
         return _End(attempt.outcome, cause, error)
@@ -106,13 +109,13 @@ def _end(db: Database, job: Job, attempt: Attempt, death: Death, now: float) -> 
     else:
         end = _End("lost", death.words, own_fault=death.own_fault)
     last = f": {words}" if words else ""
-    if end.own_fault and _died_here_before(history, job):
+    if limited and end.own_fault and _died_here_before(history, job):
         why = (
             f"The worker died twice at step {job.step} with no new checkpoint in between, of its own doing: {end.cause}"
             f"{last}. It would die there again. See its log; change the settings or the data, then retry."
         )
         return _End("failed", end.cause, why, own_fault=True)
-    if deaths_in_a_row(history, job) >= DEATHS_AT_MOST:
+    if too_often:
         remedy = "See its log; lower seq_len, batch_size or save_steps"
         # Said as a failure, so that a user's retry has all its tries again.
         return _End("failed", end.cause, _too_often(job, f"{end.cause}{last}", remedy), own_fault=end.own_fault)
@@ -172,24 +175,37 @@ def _make_good_lost_states(db: Database, job: Job, now: float) -> None:
         jobs.transition(db, job.id, state, fence=job.fence, now=now)
 
 
-def abandon(db: Database, attempt: Attempt, now: float, *, wait: float = 0.0, exit_code: int | None = None) -> None:
-    """Close an attempt whose worker was never known: its gate stays shut, so it did nothing. Costs no retry."""
+def abandon(
+    db: Database,
+    attempt: Attempt,
+    now: float,
+    *,
+    wait: float = 0.0,
+    exit_code: int | None = None,
+    hold: str | None = None,
+) -> None:
+    """Close an attempt whose worker was never known: its gate stays shut, so it did nothing. Costs no retry.
+
+    `hold` says what the job waits for; a full disk is not one of the failed starts that end in a failure.
+    """
     job = jobs.get(db, attempt.job_id)
     if not attempts.is_current(db, attempt.job_id, attempt.fence):
         return
-    attempts.close(db, job.id, attempt.fence, outcome="unstarted", detail=None, now=now, exit_code=exit_code)
+    full = (hold or "").startswith(DISK_FULL)
+    detail = json.dumps({"cause": DISK_FULL}) if full else None
+    attempts.close(db, job.id, attempt.fence, outcome="unstarted", detail=detail, now=now, exit_code=exit_code)
     newest = attempts.of_job(db, job.id)[-STARTS_AT_MOST:]
     if job.stop_requested:
         _finish(db, job, states.CANCELLED, now)
-    elif len(newest) == STARTS_AT_MOST and all(attempt.outcome == "unstarted" for attempt in newest):
+    elif len(newest) == STARTS_AT_MOST and all(one.outcome == "unstarted" and not one.detail for one in newest):
         error = f"No worker could be started in {STARTS_AT_MOST} tries. See the supervisor's log; check trainer_python."
         _finish(db, job, states.FAILED, now, error=error)
     else:
-        _requeue(db, job, now, why="unstarted", wait=wait)
+        _requeue(db, job, now, why=DISK_FULL if full else "unstarted", hold=hold, wait=wait)
 
 
 def _finish(db: Database, job: Job, state: str, now: float, error: str | None = None) -> str:
-    columns: dict[str, Any] = {"finished_at": now, "activity": "", "eta_s": None, "error": error}
+    columns: dict[str, Any] = {"finished_at": now, "activity": "", "eta_s": None, "error": error, "hold": None}
     detail = {"error": error} if error else {}
     jobs.transition(db, job.id, state, fence=job.fence, now=now, detail=detail, **columns)
     return state
@@ -223,7 +239,9 @@ def _requeue(
 def _keep_last_words(db: Database, attempt: Attempt, now: float) -> str:
     """Add the end of a lost worker's error output to the job's log, and return its last line: all there is to go by."""
     try:
-        data = (Path(attempt.directory) / "stderr.log").read_bytes()[-STDERR_TAIL:]
+        with (Path(attempt.directory) / "stderr.log").open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - STDERR_TAIL))
+            data = file.read(STDERR_TAIL)
     except OSError:
         return ""
     lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()][-20:]

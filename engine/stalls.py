@@ -60,6 +60,7 @@ class Stalls:
             self._end(job, attempt, identity)
         elif silent >= self._shown:
             self._holds.say(job, STALLED, lambda: self._words(job, heard, identity), kind=STALLED)
+            self._holds.write()
 
     def forget(self, attempt: Attempt) -> None:
         """A worker is gone."""

@@ -143,9 +143,11 @@ class Starter:
         if attempt:
             with self._store.write() as db:
                 now = self._clock()
-                jobs.add_event(db, order.job_id, "hold", {"why": str(error)}, now=now)
-                recover.abandon(db, attempt, now, wait=RESTART_WAIT_SECONDS)
-                jobs.update(db, order.job_id, hold=f"no worker could be started: {error}")
+                full = atomic.is_full(error)  # of a quota or of inodes, too, which nobody sees beforehand
+                hold = f"{recover.DISK_FULL if full else 'start'}: no worker could be started: {error}"
+                wait = recover.DISK_FULL_WAIT_SECONDS if full else RESTART_WAIT_SECONDS
+                jobs.add_event(db, order.job_id, "hold", {"why": hold}, now=now)
+                recover.abandon(db, attempt, now, wait=wait, hold=hold)
 
     def commit_or_abandon(self, attempt: Attempt) -> None:
         """Commit a worker whose commit failed (a busy store); give up one that an earlier supervisor left unknown."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine import atomic, process, recover, resources
+from engine import atomic, evidence, process, recover, resources
 from engine.ballast import BALLAST_BYTES, Ballast
 from engine.deaths import Death, OomWatch, oom_kills
 from engine.errors import EngineError
@@ -38,6 +38,8 @@ TICK_SECONDS = 0.1
 # Longer than a slow step, an evaluation or the writing of a large checkpoint.
 STOP_GRACE_SECONDS = 600.0
 RETRY_SECONDS = 1.0
+QUEUE_SECONDS = 1.0  # between two looks at a queue of which nothing could start
+QUEUE_LOOK = 500  # jobs looked at for one that may pass those before it
 BALLAST_SECONDS = 5.0  # between two looks at whether the ballast is there
 ROOM = ROOM_TO_START * 1.2  # below it no run starts
 
@@ -46,12 +48,6 @@ log = logging.getLogger("fusion.supervisor")
 
 class AlreadyRunning(EngineError):
     """Another supervisor holds this data folder's lock."""
-
-
-def _identity(attempt: Attempt) -> Identity | None:
-    if attempt.pid is None or attempt.start_ticks is None:
-        return None
-    return Identity(attempt.boot_id or "", attempt.pid, attempt.start_ticks)
 
 
 class Supervisor:
@@ -88,6 +84,9 @@ class Supervisor:
             self._store, self._holds, limit=limit, shown=stall_shown, clock=clock, monotonic=monotonic
         )
         self._oom = OomWatch(oom_count, monotonic)
+        self._met: set[tuple[str, int]] = set()  # attempts whose worker this supervisor saw alive
+        self._told: set[tuple[str, int]] = set()  # those that it has told to stop
+        self._queue_looked = float("-inf")  # when nothing of the queue could start
         self._ballast = Ballast(service.home.ballast)
         self._ballast_looked = float("-inf")
         for folder in (service.home.root / name for name in ("runs", "models", "datasets", "cache")):
@@ -123,13 +122,11 @@ class Supervisor:
             try:
                 self.tick()
                 said = ""
-            except StoreError as error:
-                if str(error) != said:  # once: the log may lie on the disk that is full
-                    log.warning("%s", error)
-                said = str(error)
-                stop.wait(RETRY_SECONDS)
-            except Exception:
-                log.exception("A round failed; the next one tries again.")
+            except Exception as error:
+                if repr(error) != said:  # once: it may last for days, and the log may lie on the disk that is full
+                    known = isinstance(error, StoreError | EngineError)
+                    log.warning("A round failed, the next one tries again: %s", error, exc_info=not known)
+                said = repr(error)
                 stop.wait(RETRY_SECONDS)
             self._watch.wait(TICK_SECONDS)
 
@@ -145,7 +142,10 @@ class Supervisor:
                 self._with_ballast(self._attend, attempt)
             except Exception as error:  # noqa: BLE001  (kept, and raised below)
                 failure = error
-        self._with_ballast(self._start_queued)
+        try:
+            self._with_ballast(self._start_queued)
+        except Exception as error:  # noqa: BLE001  (as above)
+            failure = failure or error
         self._keep_ballast()
         self._oom.look()
         if failure:
@@ -181,7 +181,7 @@ class Supervisor:
     # Workers ------------------------------------------------------------------------------------------------------
 
     def _attend(self, attempt: Attempt) -> None:
-        identity = _identity(attempt)
+        identity = evidence.worker(attempt)
         if identity is None:
             self._starter.commit_or_abandon(attempt)
             return
@@ -193,6 +193,7 @@ class Supervisor:
             self._settle(attempt, identity)
             return
         self._watch.add(identity.pid)
+        self._met.add((attempt.job_id, attempt.fence))
         if not attempt.gate_opened:
             self._starter.open_gate(attempt)
         job = jobs.get(self._store.read(), attempt.job_id)
@@ -209,9 +210,15 @@ class Supervisor:
             out_of_memory=self._oom.rose(),
             disk_full=self._free_bytes(self.service.home.root) < ROOM,
         )
-        process.end_left_behind(identity)
+        key = (attempt.job_id, attempt.fence)
+        if key in self._met or death.exit_code is not None:
+            # Of a worker that died unseen, the number may have been another's in the meantime.
+            process.end_left_behind(identity)
         with self._store.write() as db:
             state = recover.settle(db, attempt, self._clock(), death)
+        self._met.discard(key)
+        self._told.discard(key)
+        self._queue_looked = float("-inf")
         self._starter.forget(attempt)
         self._releases.ended(attempt)
         self._stalls.forget(attempt)
@@ -220,9 +227,12 @@ class Supervisor:
 
     def _stop(self, attempt: Attempt, identity: Identity) -> None:
         """Ask a worker once to finish its step and save; end its group when the grace is over."""
-        now = self._clock()
+        now, key = self._clock(), (attempt.job_id, attempt.fence)
         if attempt.stop_signalled_at is None:
-            process.send(identity, signal.SIGTERM)
+            # Once, though the write below may fail and be tried again: a second signal ends a worker without a save.
+            if key not in self._told:
+                process.send(identity, signal.SIGTERM)
+                self._told.add(key)
             with self._store.write() as db:
                 attempts.update(db, attempt.job_id, attempt.fence, stop_signalled_at=now)
         elif now - attempt.stop_signalled_at > self._stop_grace:
@@ -231,28 +241,34 @@ class Supervisor:
     # The queue ----------------------------------------------------------------------------------------------------
 
     def _start_queued(self) -> None:
-        db = self._store.read()
-        queued = jobs.next_queued(db, now=self._clock())
-        if not queued:
+        db, now = self._store.read(), self._clock()
+        if 0 <= now - self._queue_looked < QUEUE_SECONDS:
+            return
+        if not jobs.is_queued(db, now=now):
             self._holds.clear()
             return
+        # Asked first: the rows of a long queue cost more than this.
         devices = list(self._devices())
         taken = {attempt.device for attempt in attempts.open_attempts(db)}
         free = [device for device in devices if device.name not in taken and not self._releases.pending(device)]
-        gate = Gate(db, devices)
-        for job in queued:
+        if not free:
+            return
+        gate, disk, started = Gate(db, devices), self._free_bytes(self.service.home.root), False
+        for job in jobs.next_queued(db, now=now, limit=QUEUE_LOOK):
             if not free:
-                return
+                break
             # A job that has to wait lets the next one pass: a card stands idle for nobody.
-            device = self._place(job, free, gate)
+            device = self._place(job, free, gate, disk)
             if device:
                 free.remove(device)
                 self._releases.started(device)
-                self._starter.start(job, device.name, workers=len(taken) + 1 if len(devices) > 1 else 1)
+                started |= self._starter.start(job, device.name, workers=len(taken) + 1 if len(devices) > 1 else 1)
+        self._holds.write()
+        if not started:
+            self._queue_looked = now
 
-    def _place(self, job: Job, free: Sequence[Device], gate: Gate) -> Device | None:
+    def _place(self, job: Job, free: Sequence[Device], gate: Gate, disk: int) -> Device | None:
         """Return the device that a job may start on now; hold it where there is none. That costs no retry."""
-        disk = self._free_bytes(self.service.home.root)
         if disk < ROOM:
             room = resources.size_text(disk)
             self._holds.say(job, recover.DISK_FULL, lambda: f"{room} free; the run starts when there is space")

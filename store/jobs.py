@@ -161,10 +161,16 @@ def count(db: Database) -> dict[str, int]:
     return {row["state"]: row["n"] for row in all_rows(db, "SELECT state, count(*) AS n FROM jobs GROUP BY state")}
 
 
-def next_queued(db: Database, *, now: float) -> list[Job]:
-    """Return the queued jobs whose time has come, oldest first."""
-    sql = "SELECT * FROM jobs WHERE state = 'queued' AND not_before <= ? ORDER BY seq"
-    return [_job(row) for row in all_rows(db, sql, [now])]
+def is_queued(db: Database, *, now: float) -> bool:
+    """Say whether there is a queued job whose time has come."""
+    sql = "SELECT 1 FROM jobs WHERE state = 'queued' AND not_before <= ? LIMIT 1"
+    return first_row(db, sql, [now]) is not None
+
+
+def next_queued(db: Database, *, now: float, limit: int = -1) -> list[Job]:
+    """Return the queued jobs whose time has come, oldest first, `limit` of them at most."""
+    sql = "SELECT * FROM jobs WHERE state = 'queued' AND not_before <= ? ORDER BY seq LIMIT ?"
+    return [_job(row) for row in all_rows(db, sql, [now, limit])]
 
 
 def transition(
@@ -213,6 +219,12 @@ def update(db: Database, job_id: str, *, fence: int | None = None, **columns: An
     if not changed and fence is None:
         raise NotFound(f"No job has the id {job_id}.")
     return changed
+
+
+def set_hold(db: Database, job: Job, hold: str) -> bool:
+    """Say why a job waits. Returns False, with nothing written, where it is in another state than when it was read."""
+    sql = "UPDATE jobs SET hold = ? WHERE id = ? AND state = ? AND fence = ?"
+    return bool(db.conn.execute(sql, [hold, job.id, job.state, job.fence]).rowcount)
 
 
 def delete(db: Database, job_id: str) -> None:

@@ -84,3 +84,27 @@ def test_memory_that_came_back_is_not_waited_for(card: Card) -> None:
     card.supervisor.tick()
     assert card.service.job(second).fence == 1
     eventually(lambda: card.supervisor.tick() or card.service.job(second).finished, what="the end")
+
+
+def test_memory_that_someone_took_long_after_a_run_is_not_said_to_be_the_runs(card: Card) -> None:
+    first = card.run_one(left=0)
+    card.passed += 3600
+    card.device = replace(card.device, memory_used=card.device.memory_used + 8 * GB)
+    second = light.submit(card.service)
+    eventually(lambda: card.supervisor.tick() or card.service.job(second).finished, what="the end")
+    assert card.told(first) == []
+
+
+def test_a_whole_queue_that_waits_is_told_in_one_transaction(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [light.submit(card.service) for _ in range(30)]
+    monkeypatch.setattr(card.supervisor, "_free_bytes", lambda path: 0)
+    writes, real = [], card.service.store.write
+    monkeypatch.setattr(card.service.store, "write", lambda: writes.append(1) or real())
+    card.supervisor.tick()
+    assert all((card.service.job(job_id).hold or "").startswith("disk_full: ") for job_id in ids)
+    assert len(writes) == 1
+    # And for a while nobody looks at it again.
+    asked: list[int] = []
+    monkeypatch.setattr("engine.supervisor.jobs.next_queued", lambda *_, **__: asked.append(1) or [])
+    card.supervisor.tick()
+    assert asked == []

@@ -174,3 +174,32 @@ def test_a_worker_that_could_not_write_its_journal_is_not_held_to_be_at_fault() 
     assert not death.own_fault
     assert "journal could not be written" in death.words
     assert Death(exit_code=1).own_fault
+
+
+@pytest.mark.parametrize("said", [None, "preempted"])
+def test_a_run_that_its_user_stops_is_cancelled_though_its_workers_died_before(
+    service: Service, said: str | None
+) -> None:
+    job_id = service.submit(request_for()).job.id
+    for death in range(recover.DEATHS_AT_MOST - 1):
+        die(service, job_id, 2000.0 + 100 * death)
+    start(service, job_id, start_step=0)
+    with service.store.write() as db:
+        jobs.update(db, job_id, hold="stalled: nothing heard for 6 min")
+    service.cancel(job_id)
+    assert end(service, job_id, said) == "cancelled"
+    assert (service.job(job_id).error, service.job(job_id).hold) == (None, None)
+
+
+def test_starts_that_a_full_disk_refuses_are_waited_out_and_never_add_up_to_a_failure(service: Service) -> None:
+    """Of a quota or of inodes nobody sees beforehand that there is none."""
+    job_id = service.submit(request_for()).job.id
+    for _ in range(recover.STARTS_AT_MOST + 5):
+        attempt = start(service, job_id, upto="provisioning")
+        with service.store.write() as db:
+            recover.abandon(
+                db, attempt, 2000.0, wait=30.0, hold="disk_full: no worker could be started: Quota exceeded"
+            )
+    job = service.job(job_id)
+    assert (job.state, job.retries, job.not_before) == ("queued", 0, 2030.0)
+    assert (job.hold or "").startswith("disk_full: ")

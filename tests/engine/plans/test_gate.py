@@ -34,6 +34,7 @@ class Machine:
         self.started: list[str] = []
         self.children: list[subprocess.Popen[bytes]] = []
         self._quiet = tmp_path / "quiet"
+        self._clock = clock
         self.supervisor = Supervisor(service, devices=lambda: self.devices, launch=self._launch, clock=clock)
 
     def _launch(self, directory: Path, **options: Any) -> subprocess.Popen[bytes]:
@@ -56,6 +57,8 @@ class Machine:
             return new_job(db, base_model_id=model.id, dataset_id=data.id, plan=stored)
 
     def tick(self) -> None:
+        """Do a round, some time after the one before: a queue of which nothing could start is left for a second."""
+        self._clock.now += 1
         self.supervisor.tick()
 
     def look(self, job: Job) -> Job:
