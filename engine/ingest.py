@@ -1,12 +1,14 @@
 """From a worker's journal to the store.
 
 The rule: the rows of a batch and the journal offset after it are written in one transaction, so each line counts
-once whatever dies in between. Lines of another fence are dropped.
+once whatever dies in between. Lines of another fence are dropped. No line keeps another out: what the store cannot hold
+of one is counted as damaged.
 """
 
 from __future__ import annotations
 
 import json
+import sqlite3
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,14 +21,60 @@ from engine.journal import Record
 from engine.order import JOURNAL
 from store import Store, attempts, catalog, jobs, memory_peaks, states, telemetry
 from store.attempts import Attempt
+from store.db import savepoint
 from store.library import Database
 from store.memory_peaks import Peak
 from store.telemetry import Checkpoint, Point
 
 _reported = itemgetter(*Point._fields[:-1])  # the last is the cycle, which most runs have not
-_HELD = {int, float, str, type(None)}
 _BLANK = dict.fromkeys(Point._fields)
 _WORKING = states.ACTIVE - {states.PROVISIONING}
+_ENDS = {"completed", "failed", "preempted"}
+_MOST = 2**63 - 1  # that SQLite can count to
+_FAR = 2.0**53  # no time of day; and false beside what is no number
+
+# What a line raises that is whole, but not of the form that this version writes: its worker may be of another. A store
+# that fails raises StoreError, and that is not the line's fault.
+_UNFIT = (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError, sqlite3.Error)
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError("no text")
+    # JSON can spell half a surrogate pair; no database can hold it.
+    return value.encode(errors="replace").decode()
+
+
+def _cleaned(value: Any) -> Any:
+    """Return `value` with every text in it cleaned as `_text` does: a reader must be able to pass it on."""
+    if type(value) is str:
+        return _text(value)
+    if type(value) is list:
+        return [_cleaned(part) for part in value]
+    if type(value) is dict:
+        return {_text(key): _cleaned(part) for key, part in value.items()}
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise TypeError("no count")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or (type(value) is int and abs(value) > _MOST):
+        raise TypeError("no number")
+    number: float = value
+    return number
+
+
+def _measured(value: Any) -> float | None:
+    return None if value is None else _number(value)
+
+
+def _seconds(value: Any) -> float | None:
+    return value if type(value) in (int, float) and 0 <= value < _FAR else None
 
 
 @dataclass
@@ -49,7 +97,7 @@ class _Ingest:
             telemetry.add_points(self.db, self.job_id, self.attempt.fence, self.points)
             self.points = []
         if self.reached:
-            jobs.update(self.db, self.job_id, step=self.reached["step"], eta_s=self.reached.get("eta_s"))
+            jobs.update(self.db, self.job_id, step=self.reached["step"], eta_s=_seconds(self.reached.get("eta_s")))
             self.reached = None
         if self.lines:
             telemetry.add_log_lines(self.db, self.job_id, self.lines)
@@ -60,11 +108,11 @@ class _Ingest:
         if record.data["to"] not in _WORKING:
             raise TypeError("no state of a worker")
         jobs.transition(self.db, self.job_id, record.data["to"], fence=self.attempt.fence, now=record.ts)
-        jobs.update(self.db, self.job_id, activity=record.data["activity"])
+        jobs.update(self.db, self.job_id, activity=_text(record.data["activity"]))
 
     def activity(self, record: Record) -> None:
         """Say what the worker is doing."""
-        jobs.update(self.db, self.job_id, activity=record.data["text"])
+        jobs.update(self.db, self.job_id, activity=_text(record.data["text"]))
 
     def point(self, record: Record) -> None:
         """Take a telemetry point; a training point also moves the job's step and its estimate."""
@@ -73,27 +121,35 @@ class _Ingest:
             values = _reported(data)
         except KeyError:
             values = _reported(_BLANK | data)
-        # Of these types, or no row: what SQLite cannot hold would keep the whole batch out, for ever.
-        if not set(map(type, values)) <= _HELD or type(data["step"]) is not int or type(data["phase"]) is not str:
+        step, phase, ts = values[:3]
+        cycle = data.get("cycle", 0)
+        # Checked here, or what SQLite cannot hold would keep the whole batch out, for ever.
+        if type(step) is not int or not 0 <= step <= _MOST or type(cycle) is not int or not -_FAR < ts < _FAR:
             raise TypeError("not a point")
-        self.points.append((*values, data.get("cycle", 0)))
-        if data["phase"] == "train":
+        if type(phase) is not str or not phase.isascii():
+            raise TypeError("no phase")
+        row = (*values, cycle)
+        for value in row[2:]:
+            if type(value) is not float and value is not None and (type(value) is not int or abs(value) > _MOST):
+                raise TypeError("no number")
+        self.points.append(row)
+        if phase == "train":
             self.reached = data
 
     def log(self, record: Record) -> None:
         """Take a log line."""
-        # JSON can spell half a surrogate pair; no database can hold it.
-        text = record.data["text"].encode(errors="replace").decode()
-        self.lines.append((record.ts, record.data["stream"], text))
+        self.lines.append((record.ts, _text(record.data["stream"]), _text(record.data["text"])))
 
     def event(self, record: Record) -> None:
         """Take an event."""
-        jobs.add_event(self.db, self.job_id, record.data["kind"], record.data["payload"], now=record.ts)
+        kind, payload = _text(record.data["kind"]), record.data["payload"]
+        if type(payload) is not dict:
+            raise TypeError("no payload")
+        jobs.add_event(self.db, self.job_id, kind, payload, now=record.ts)
 
     def resume(self, record: Record) -> None:
         """Drop what was reported beyond the step at which the worker goes on."""
-        self.flush()
-        step = record.data["step"]
+        step = _count(record.data["step"])
         telemetry.forget_after(self.db, self.job_id, step)
         jobs.update(self.db, self.job_id, step=step)
         if self.attempt.fence > 1 or step:
@@ -105,30 +161,33 @@ class _Ingest:
         row = Checkpoint(
             id=str(uuid.uuid4()),
             job_id=self.job_id,
-            step=data["step"],
-            epoch=data["epoch"],
-            loss=data["loss"],
-            eval_loss=data["eval_loss"],
-            lr=data["lr"],
-            path=data["path"],
-            bytes=data["bytes"],
+            step=_count(data["step"]),
+            epoch=_number(data["epoch"]),
+            loss=_measured(data["loss"]),
+            eval_loss=_measured(data["eval_loss"]),
+            lr=_measured(data["lr"]),
+            path=_text(data["path"]),
+            bytes=_count(data["bytes"]),
             state="published",
             created_at=record.ts,
         )
         telemetry.add_checkpoint(self.db, row)
-        jobs.update(self.db, self.job_id, last_checkpoint_step=data["step"])
+        jobs.update(self.db, self.job_id, last_checkpoint_step=telemetry.newest_checkpoint_step(self.db, self.job_id))
         jobs.add_event(self.db, self.job_id, "checkpoint", {"step": data["step"]}, now=record.ts)
 
     def checkpoint_gone(self, record: Record) -> None:
         """Take that a checkpoint was removed or set aside."""
-        telemetry.mark_checkpoint(self.db, self.job_id, record.data["step"], record.data["state"])
+        step, state = _count(record.data["step"]), _text(record.data["state"])
+        telemetry.mark_checkpoint(self.db, self.job_id, step, state)
         newest = telemetry.newest_checkpoint_step(self.db, self.job_id)
         jobs.update(self.db, self.job_id, last_checkpoint_step=newest)
-        if record.data["state"] == "quarantined":
+        if state == "quarantined":
             jobs.add_event(self.db, self.job_id, "checkpoint_damaged", record.data, now=record.ts)
 
     def model(self, record: Record) -> None:
         """Register the finished model."""
+        for name, value in record.data.items():
+            _count(value) if name == "params" else _text(value)
         job = jobs.get(self.db, self.job_id)
         entry = catalog.Model(
             **record.data,
@@ -143,11 +202,14 @@ class _Ingest:
 
     def result(self, record: Record) -> None:
         """Take the job's result."""
+        if type(record.data) is not dict:
+            raise TypeError("no result")
+        _number(record.data.get("gpu_seconds", 0.0))
         telemetry.set_result(self.db, self.job_id, record.data, now=record.ts)
 
     def memory(self, record: Record) -> None:
         """Take the peak that the worker measured, beside what was planned."""
-        measured = int(record.data["peak_bytes"])
+        measured = _count(record.data["peak_bytes"])
         plan = jobs.get(self.db, self.job_id).plan
         if plan:
             device, mode, planned = plan["device"], plan["mode"], plan["planned"]
@@ -157,8 +219,11 @@ class _Ingest:
 
     def end(self, record: Record) -> None:
         """Note how the attempt ended; the job's state follows when the process is gone and its device free."""
-        detail = json.dumps({"error": record.data["error"], "cause": record.data["cause"]})
-        attempts.update(self.db, self.job_id, self.attempt.fence, outcome=record.data["outcome"], detail=detail)
+        data = record.data
+        if data["outcome"] not in _ENDS:
+            raise TypeError("no end of a worker")
+        detail = json.dumps({name: None if data[name] is None else _text(data[name]) for name in ("error", "cause")})
+        attempts.update(self.db, self.job_id, self.attempt.fence, outcome=data["outcome"], detail=detail)
 
 
 _HANDLERS: dict[str, Callable[[_Ingest, Record], None]] = {
@@ -175,6 +240,7 @@ _HANDLERS: dict[str, Callable[[_Ingest, Record], None]] = {
     "memory": _Ingest.memory,
     "end": _Ingest.end,
 }
+_GATHERED = ("point", "log")  # and written together, later: what they hold is checked before
 
 
 def ingest(store: Store, attempt: Attempt) -> int:
@@ -191,10 +257,13 @@ def ingest(store: Store, attempt: Attempt) -> int:
             return 0
         if not attempts.is_current(db, attempt.job_id, attempt.fence):
             return 0
-        fresh = [r for r in batch.records if r.fence == attempt.fence and r.seq > attempt.journal_seq]
+        own = [record for record in batch.records if record.fence == attempt.fence]
+        sound = [record for record in own if _is_sound(record)]
+        fresh = [record for record in sound if record.seq > attempt.journal_seq]
+        damaged = batch.damaged + len(own) - len(sound)
         job = jobs.get(db, attempt.job_id)
         if job.fence == attempt.fence:
-            _apply(_Ingest(db, attempt), fresh, batch.damaged)
+            _apply(_Ingest(db, attempt), fresh, damaged)
             if fresh and job.hold:
                 jobs.update(db, job.id, hold=None)  # it was said to be stalled, and is not
         attempts.update(
@@ -208,14 +277,29 @@ def ingest(store: Store, attempt: Attempt) -> int:
     return len(batch.records) + batch.damaged
 
 
+def _is_sound(record: Record) -> bool:
+    """Say whether what stands around a line's data can be held."""
+    seq, ts = record.seq, record.ts
+    return (
+        type(seq) is int
+        and 0 <= seq <= _MOST
+        and (type(ts) is float or type(ts) is int)
+        and -_FAR < ts < _FAR
+        and type(record.kind) is str
+    )
+
+
 def _apply(work: _Ingest, records: list[Record], damaged: int) -> None:
     for record in records:
         handler = _HANDLERS.get(record.kind)
         try:
-            if handler:
+            if handler and record.kind in _GATHERED:
                 handler(work, record)
-        except (KeyError, TypeError, AttributeError):
-            # Whole, but not of the form that this version writes: the worker may be of another.
+            elif handler:
+                work.flush()
+                with savepoint(work.db):
+                    handler(work, record._replace(data=_cleaned(record.data)))
+        except _UNFIT:
             damaged += 1
     work.flush()
     if damaged:

@@ -93,7 +93,7 @@ def _decode(line: bytes, body: bytes) -> Record | None:
     try:
         fields = json.loads(body + b"}")
         return Record(fields["seq"], fields["fence"], fields["ts"], fields["kind"], fields["data"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

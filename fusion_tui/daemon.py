@@ -137,16 +137,24 @@ class IdleExit:
 
     def _app_open(self) -> bool:
         """Every open app holds the lock shared; the system frees it however the app ends."""
-        with self._home.app_lock.open("a") as file:
-            try:
+        try:
+            with self._home.app_lock.open("a") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return True
+        except OSError:  # held; or not to be looked at, where one may be open
+            return True
         return False
+
+    def busy(self) -> bool:
+        """Say whether there is anything to do. Where nobody can tell (the store is busy, or fails), there is."""
+        try:
+            return self._busy()
+        except Exception:  # whatever it was: the watch must outlive it
+            log.debug("Whether there is anything to do could not be told.", exc_info=True)
+            return True
 
     def due(self) -> bool:
         """Return True when the time is over."""
-        if self._app_open() or self._busy():
+        if self._app_open() or self.busy():
             self._needed_at = time.monotonic()
         return time.monotonic() - self._needed_at > self._seconds
 
@@ -197,8 +205,6 @@ def serve(
         announce(f"Supervisor for {service.home.root}; API at {url or 'no address (port in use)'}")
         _carry_out(service.home, supervisor, stop, url, idle_exit)
     finally:
-        if supervisor:
-            service.home.supervisor_info.unlink(missing_ok=True)
         if server:
             server.stop()
         if supervisor:
@@ -232,21 +238,24 @@ def _check_after_a_crash(service: Service) -> None:
 
 
 def _carry_out(
-    home: Home, supervisor: Supervisor, stop: threading.Event, url: str | None, idle_exit: float | None
+    home: Home, supervisor: Supervisor, told: threading.Event, url: str | None, idle_exit: float | None
 ) -> None:
-    """Carry out the queue until told to stop, or until nobody has needed it for some time."""
+    """Carry out the queue until `told` to stop, or until nobody has needed it for some time."""
     while True:
-        idle = threading.Event()
+        # Not `told`, which stands for good: that nobody needs it may be taken back below.
+        leave = told if idle_exit is None else threading.Event()
+        watch = IdleExit(home, supervisor.busy, idle_exit or 0.0)
         _show(home, url)
-        if idle_exit is not None:
-            watch = IdleExit(home, supervisor.busy, idle_exit)
-            threading.Thread(target=_leave_when_idle, args=(watch, stop, idle), daemon=True).start()
-        supervisor.run(stop)
-        home.supervisor_info.unlink(missing_ok=True)
+        # From here on only: what an unclean stop left there is its one sign, and goes when the store was checked.
+        try:
+            if leave is not told:
+                threading.Thread(target=_leave_when_idle, args=(watch, told, leave), daemon=True).start()
+            supervisor.run(leave)
+        finally:
+            home.supervisor_info.unlink(missing_ok=True)
         # Who submitted before the line above saw a supervisor and started none: its job keeps this one here.
-        if not (idle.is_set() and supervisor.busy()):
+        if told.is_set() or not watch.busy():
             return
-        stop.clear()
 
 
 def _start_api(
@@ -281,12 +290,12 @@ def _show(home: Home, url: str | None) -> None:
         atomic.write_json(home.supervisor_info, shown)
 
 
-def _leave_when_idle(watch: IdleExit, stop: threading.Event, idle: threading.Event) -> None:
-    while not stop.wait(1.0):
+def _leave_when_idle(watch: IdleExit, told: threading.Event, leave: threading.Event) -> None:
+    while not told.wait(1.0):
         if watch.due():
             log.info("No app open and nothing to do: leaving.")
-            idle.set()
-            stop.set()
+            break
+    leave.set()
 
 
 @click.command()

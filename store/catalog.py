@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from store import fence as fences
-from store.db import all_rows, insert
+from store.db import all_rows, insert, tuples
 from store.library import Database
 
 
@@ -79,7 +79,7 @@ def _add(db: Database, entry: Any) -> Any:
     # Base and own models share their names, so that the newest version of a name is one model.
     sharing = ("datasets",) if table == "datasets" else ("base_models", "models")
     queries = [f"SELECT max(version) FROM {name} WHERE name = ?" for name in sharing]  # noqa: S608
-    versions = [db.conn.execute(query, [entry.name]).fetchone()[0] or 0 for query in queries]
+    versions = [tuples(db, query, [entry.name])[0][0] or 0 for query in queries]
     numbered = replace(entry, version=max(versions) + 1)
     insert(db, table, _columns(numbered))
     return numbered

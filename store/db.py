@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from store import backup, filesystems, schema
@@ -43,7 +43,7 @@ class _Connection(sqlite3.Connection):
     path: Path
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        """Execute one statement. Raises StoreError; IntegrityError as it is, for it tells of the caller."""
+        """Execute one statement. Raises StoreError; what tells of the caller (IntegrityError, DataError) as it is."""
         with self._translated():
             return step(super().execute, sql, parameters)
 
@@ -52,24 +52,56 @@ class _Connection(sqlite3.Connection):
         with self._translated():
             return step(super().executemany, sql, parameters)
 
+    def fetch(self, sql: str, parameters: Any = ()) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Return the columns and all rows of a query: damage is met by fetching, and may lie far from the first row."""
+        cursor = self.execute(sql, parameters)
+        with self._translated():
+            return [column[0] for column in cursor.description or ()], cursor.fetchall()
+
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError):
             raise
         except sqlite3.DatabaseError as error:
             raise translate(error, self.path) from error
 
 
 def all_rows(db: Database, sql: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-    """Return every row, with the statement finished: an open one would hold the read lock.
+    """Return every row, with the statement finished: an open one would hold the read lock. Raises StoreDamaged.
 
     Not by sqlite-utils' `query`, whose savepoint holds that lock for good where its release fails.
     """
-    cursor = db.conn.execute(sql, list(values))
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor]
+    names, rows = _fetch(db, sql, values)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def tuples(db: Database, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """Return every row as a tuple, as `all_rows` does: faster where there are thousands. Raises StoreDamaged."""
+    return _fetch(db, sql, values)[1]
+
+
+def _fetch(db: Database, sql: str, values: Sequence[Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    return cast(_Connection, db.conn).fetch(sql, list(values))
+
+
+@contextmanager
+def savepoint(db: Database) -> Iterator[None]:
+    """Take back what was written within where it cannot be held, and leave the rest of the transaction.
+
+    Not where the store itself fails: then all of the transaction goes, and SQLite may have ended it already.
+    """
+    db.conn.execute("SAVEPOINT part")
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception:
+        db.conn.execute("ROLLBACK TO part")
+        db.conn.execute("RELEASE part")
+        raise
+    db.conn.execute("RELEASE part")
 
 
 def first_row(db: Database, sql: str, values: Sequence[Any] = ()) -> dict[str, Any] | None:
@@ -252,7 +284,7 @@ class Store:
     def check(self) -> None:
         """Run SQLite's quick_check. Raises StoreDamaged with its findings, the newest backup and the remedy."""
         try:
-            rows = [row[0] for row in self.read().execute("PRAGMA quick_check")]
+            rows = [row[0] for row in tuples(self.read(), "PRAGMA quick_check")]
         except sqlite3.DatabaseError as error:
             raise translate(error, self.path) from error
         if rows != ["ok"]:

@@ -44,6 +44,8 @@ def damaged(path: object, findings: str) -> StoreDamaged:
 def translate(error: sqlite3.Error, path: object) -> StoreError:
     """Return the store error that says what `error` means for the file at `path`, with the remedy."""
     text = str(error).lower()
+    if text.startswith("could not decode"):  # and it goes on with what it could not: none of our words
+        return damaged(path, "a text in it is none")
     if "locked" in text or "busy" in text:
         return StoreBusy(f"The job store {path} is busy. Try again in a moment.")
     if "full" in text:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from store import fence as fences
-from store.db import first_row, insert
+from store.db import first_row, insert, tuples
 from store.library import Database
 
 
@@ -48,4 +48,4 @@ def ratios(db: Database, device: str, mode: str, *, newest: int) -> list[float]:
         "SELECT 1.0 * measured / planned FROM memory_peaks WHERE device = ? AND mode = ? AND planned > 0 "
         "ORDER BY created_at DESC LIMIT ?"
     )
-    return [float(row[0]) for row in db.conn.execute(sql, [device, mode, newest])]
+    return [float(row[0]) for row in tuples(db, sql, [device, mode, newest])]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from store import fence as fences
-from store.db import all_rows, insert
+from store.db import all_rows, insert, tuples
 from store.library import Database
 
 LOG_LINES_KEPT = 2000
@@ -93,14 +93,13 @@ def points(db: Database, job_id: str, *, since_step: int = -1, phase: str | None
     """Return points with a step above `since_step`, by step, eval before train at the same step."""
     where, values = (" AND phase = ?", [phase]) if phase else ("", [])
     sql = f"SELECT {_POINT_SQL} FROM metrics WHERE job_id = ? AND step > ?{where} ORDER BY step, phase"  # noqa: S608
-    rows = db.conn.execute(sql, [job_id, since_step, *values])
-    return [Point._make(row) for row in rows]
+    return [Point._make(row) for row in tuples(db, sql, [job_id, since_step, *values])]
 
 
 def latest_step(db: Database, job_id: str) -> int:
     """Return the highest step with a point, or -1."""
-    row = db.conn.execute("SELECT max(step) FROM metrics WHERE job_id = ?", [job_id]).fetchone()
-    return -1 if row[0] is None else int(row[0])
+    ((step,),) = tuples(db, "SELECT max(step) FROM metrics WHERE job_id = ?", [job_id])
+    return -1 if step is None else int(step)
 
 
 def latest_points(db: Database, job_ids: Iterable[str]) -> dict[str, Point]:
@@ -109,8 +108,7 @@ def latest_points(db: Database, job_ids: Iterable[str]) -> dict[str, Point]:
         f"SELECT {_POINT_SQL} FROM metrics WHERE job_id = ? AND phase = 'train' "  # noqa: S608
         "ORDER BY step DESC LIMIT 1"
     )
-    found = ((job_id, db.conn.execute(sql, [job_id]).fetchone()) for job_id in job_ids)
-    return {job_id: Point._make(row) for job_id, row in found if row}
+    return {job_id: Point._make(row) for job_id in job_ids for row in tuples(db, sql, [job_id])}
 
 
 def add_log_lines(
@@ -119,8 +117,8 @@ def add_log_lines(
     """Append (ts, stream, text) lines and keep the newest 2,000. Returns the number of new ones."""
     if not fences.holds(db, job_id, fence):
         return 0
-    row = db.conn.execute("SELECT max(seq) FROM log_lines WHERE job_id = ?", [job_id]).fetchone()
-    last = int(row[0] or 0)
+    ((newest,),) = tuples(db, "SELECT max(seq) FROM log_lines WHERE job_id = ?", [job_id])
+    last = int(newest or 0)
     numbered = [(job_id, last + i, *line) for i, line in enumerate(lines, start=1)]
     db.conn.executemany("INSERT INTO log_lines (job_id, seq, ts, stream, text) VALUES (?, ?, ?, ?, ?)", numbered)
     oldest = last + len(numbered) - LOG_LINES_KEPT
@@ -132,7 +130,7 @@ def add_log_lines(
 def log_lines(db: Database, job_id: str, *, since: int = 0) -> list[LogLine]:
     """Return kept lines with a number above `since`, in order."""
     sql = "SELECT seq, ts, stream, text FROM log_lines WHERE job_id = ? AND seq > ? ORDER BY seq"
-    return [LogLine(*row) for row in db.conn.execute(sql, [job_id, since])]
+    return [LogLine(*row) for row in tuples(db, sql, [job_id, since])]
 
 
 def set_result(db: Database, job_id: str, body: Mapping[str, Any], *, now: float, fence: int | None = None) -> int:
@@ -145,8 +143,8 @@ def set_result(db: Database, job_id: str, body: Mapping[str, Any], *, now: float
 
 def result(db: Database, job_id: str) -> dict[str, Any] | None:
     """Return a job's result, or None while there is none."""
-    row = db.conn.execute("SELECT body FROM results WHERE job_id = ?", [job_id]).fetchone()
-    return json.loads(row[0]) if row else None
+    rows = tuples(db, "SELECT body FROM results WHERE job_id = ?", [job_id])
+    return json.loads(rows[0][0]) if rows else None
 
 
 def add_checkpoint(db: Database, checkpoint: Checkpoint, *, fence: int | None = None) -> int:
@@ -156,11 +154,9 @@ def add_checkpoint(db: Database, checkpoint: Checkpoint, *, fence: int | None = 
     """
     if not fences.holds(db, checkpoint.job_id, fence):
         return 0
-    row = db.conn.execute(
-        "SELECT id, pinned FROM checkpoints WHERE job_id = ? AND step = ?", [checkpoint.job_id, checkpoint.step]
-    ).fetchone()
+    key = [checkpoint.job_id, checkpoint.step]
     values = asdict(checkpoint)
-    if row:
+    for row in tuples(db, "SELECT id, pinned FROM checkpoints WHERE job_id = ? AND step = ?", key):
         values["id"], values["pinned"] = row
     insert(db, "checkpoints", values, replace=True)
     return 1
@@ -177,7 +173,7 @@ def mark_checkpoint(db: Database, job_id: str, step: int, state: str, *, fence: 
 def newest_checkpoint_step(db: Database, job_id: str) -> int:
     """Return the step of the newest checkpoint that still stands, or 0."""
     sql = "SELECT max(step) FROM checkpoints WHERE job_id = ? AND state = 'published'"
-    return int(db.conn.execute(sql, [job_id]).fetchone()[0] or 0)
+    return int(tuples(db, sql, [job_id])[0][0] or 0)
 
 
 def checkpoints(db: Database, job_id: str) -> list[Checkpoint]:

@@ -16,13 +16,16 @@ CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 NOT_PERMITTED = 77
 
 
-def _mount(folder: Path, size: str) -> bool:
+def mount(folder: Path, size: str) -> bool:
     """Enter a namespace in which a tmpfs lies at `folder`; say whether this machine allows it."""
     libc = ctypes.CDLL(None, use_errno=True)
     user = os.getuid()
-    if libc.unshare(CLONE_NEWNS):
+    unshare = getattr(libc, "unshare", None)
+    if unshare is None:
+        return False  # macOS has no namespaces
+    if unshare(CLONE_NEWNS):
         # Who is not root is it in a user namespace of his own.
-        if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):
+        if unshare(CLONE_NEWUSER | CLONE_NEWNS):
             return False
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {user} 1")
@@ -42,7 +45,7 @@ def on_a_small_disk(folder: Path, size: str, work: Callable[..., object], *argum
 
 
 def _inside(folder: Path, size: str, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    if not _mount(folder, size):
+    if not mount(folder, size):
         os._exit(NOT_PERMITTED)
     work(*arguments)
 

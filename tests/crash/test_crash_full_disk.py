@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,6 +78,13 @@ def is_disk_full(directory: Path) -> bool:
         return False
     last = told[-1]
     return last.kind == "end" and (last.data["outcome"], last.data["cause"]) == ("preempted", "disk_full")
+
+
+def test_where_there_are_no_namespaces_nobody_mounts_a_small_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace())  # macOS: a libc without `unshare`
+    assert not disks.mount(tmp_path, "1m")
 
 
 def fill_while_training(disk: Path, tiny_model: Path, rows: Path) -> None:

@@ -18,9 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import journal, process
+from engine import evidence, journal, process
 from engine.order import JOURNAL
-from engine.process import Identity
 from engine.resources import Device
 from engine.service import Service
 from engine.supervisor import Supervisor
@@ -48,8 +47,8 @@ def supervisor(service: Service) -> Iterator[Supervisor]:
     stop.set()
     thread.join()
     for attempt in attempts.open_attempts(service.store.read()):
-        if attempt.pid:
-            process.send(Identity(attempt.boot_id or "", attempt.pid, attempt.start_ticks or 0), signal.SIGKILL)
+        if identity := evidence.worker(attempt):
+            process.send(identity, signal.SIGKILL)
     working.close()
 
 
@@ -67,7 +66,8 @@ def kill_one(service: Service, rng: random.Random) -> tuple[str, int, float] | N
     if not known:
         return None
     attempt = rng.choice(known)
-    identity = Identity(attempt.boot_id or "", attempt.pid or 0, attempt.start_ticks or 0)
+    identity = evidence.worker(attempt)
+    assert identity is not None
     # Stopped first, so that one that has just written its end is not counted as killed.
     if not process.send(identity, signal.SIGSTOP):
         return None
@@ -150,16 +150,21 @@ def records_of(path: Path) -> Iterator[journal.Record]:
 def test_workers_killed_at_random_lose_nothing_and_retries_count_them(
     service: Service, supervisor: Supervisor, jobs: int, kills: int, say: Callable[[str], None]
 ) -> None:
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
     delays = sorted(torment(service, jobs=jobs, kills=kills, seed=kills))
-    assert len(delays) == kills
     service.store.check()
     (verdict,) = service.store.read().execute("PRAGMA integrity_check").fetchone()
     assert verdict == "ok"
     p99 = delays[min(len(delays) - 1, int(0.99 * len(delays)))]
+    p50 = statistics.median(delays)
     say(
-        f"{kills} kills of {len(service.jobs())} runs, 0 lost; death to requeue: p50 "
-        f"{1000 * statistics.median(delays):.0f} ms, p99 {1000 * p99:.0f} ms; integrity_check {verdict}"
+        f"{kills} kills of {len(service.jobs())} runs, 0 lost; death to requeue: p50 {1000 * p50:.0f} ms, "
+        f"p99 {1000 * p99:.0f} ms; integrity_check {verdict}; load at the start {load:.1f} on {cores} cores"
     )
+    assert p50 < 1.0
+    # Of a thousand, and where nobody else had the cores: else it is the machine that is measured.
+    if kills >= 1000 and load < cores:
+        assert p99 <= 0.25
 
 
 @pytest.mark.parametrize(

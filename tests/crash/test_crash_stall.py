@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine import process
+from engine import evidence, process
 from engine.process import Identity
 from engine.service import Service
 from engine.settings import Settings
@@ -51,7 +50,9 @@ class Watched:
     def worker(self) -> Identity:
         """Return the worker that the run has now."""
         found = attempts.open_attempts(self.service.store.read())[0]
-        return Identity(found.boot_id or "", found.pid or 0, found.start_ticks or 0)
+        identity = evidence.worker(found)
+        assert identity is not None
+        return identity
 
     def until_stopped(self) -> Identity:
         """Wait until the run's worker stands still."""
@@ -84,16 +85,17 @@ def watched(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Watched]
     made = Watched(service, light.submit(service, steps=4))
     yield made
     for attempt in attempts.open_attempts(service.store.read()):
-        os.kill(attempt.pid or 0, signal.SIGKILL)
+        if identity := evidence.worker(attempt):
+            process.send(identity, signal.SIGKILL)
     made.supervisor.close()
     service.close()
 
 
 def test_a_worker_that_stands_still_is_shown_once_and_left_alone(watched: Watched) -> None:
     stopped = watched.until_stopped()
-    watched.leap(299)
+    watched.leap(290)
     assert watched.hold() is None
-    watched.leap(62)
+    watched.leap(71)
     assert watched.hold() == (
         f"stalled: nothing heard for 6 min; last: training; its process is stopped (kill -CONT {stopped.pid})"
     )
@@ -111,9 +113,9 @@ def test_a_worker_that_stands_still_is_shown_once_and_left_alone(watched: Watche
 @pytest.mark.parametrize("watched", [10.0], indirect=True)
 def test_where_the_user_set_a_limit_the_worker_is_ended_and_the_run_goes_on(watched: Watched) -> None:
     stopped = watched.until_stopped()
-    watched.leap(599)
+    watched.leap(590)
     assert process.is_alive(stopped)
-    watched.leap(2)
+    watched.leap(11)
     watched.until_finished()
     job = watched.service.job(watched.job_id)
     assert (job.state, job.retries) == ("completed", 1)

@@ -62,7 +62,7 @@ class Serving:
 
 @pytest.fixture
 def serving(tmp_path: Path) -> Iterator[Serving]:
-    """A data folder with light workers that take two seconds, and no supervisor yet."""
+    """A data folder with light workers of 50 steps a second, and no supervisor yet."""
     executable = light.install(tmp_path / "bin", step_s=0.02)
     service = light.open_service(tmp_path / "home", executable)
     made = Serving(service, tmp_path, executable)

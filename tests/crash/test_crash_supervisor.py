@@ -14,7 +14,7 @@ from unittest import mock
 import psutil
 import pytest
 
-from engine import process
+from engine import evidence, process
 from engine.service import Service
 from engine.supervisor import AlreadyRunning, Supervisor
 from store import StoreBusy, attempts
@@ -157,7 +157,7 @@ def test_one_device_takes_one_run_at_a_time_oldest_first(supervised: Supervised)
 def _identities(supervised: Supervised, job_ids: list[str]) -> list[process.Identity]:
     db = supervised.service.store.read()
     rows = [attempt for job_id in job_ids for attempt in attempts.of_job(db, job_id)]
-    return [process.Identity(row.boot_id or "", row.pid or 0, row.start_ticks or 0) for row in rows]
+    return [identity for row in rows if (identity := evidence.worker(row))]
 
 
 def test_a_commit_that_meets_a_busy_store_is_made_in_the_next_round(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from engine import journal
 from engine.ingest import ingest
 from engine.journal import JournalWriter, Record
 from engine.service import Service
-from store import attempts, jobs
+from store import StoreError, attempts, jobs
 from store.attempts import Attempt
 from tests.engine.conftest import request_for, reread, start
 
@@ -51,7 +50,7 @@ def everything(service: Service) -> dict[str, list[Any]]:
     return {table: list(service.store.read().query(f"SELECT * FROM {table}")) for table in tables}
 
 
-def a_whole_run(attempt: Attempt, path: Path) -> list[tuple[str, dict[str, Any]]]:
+def a_whole_run(path: Path) -> list[tuple[str, dict[str, Any]]]:
     return [
         ("state", {"to": "staging", "activity": "reading"}),
         ("state", {"to": "running", "activity": "training"}),
@@ -74,7 +73,7 @@ def a_whole_run(attempt: Attempt, path: Path) -> list[tuple[str, dict[str, Any]]
 
 
 def test_every_kind_of_line_arrives_where_it_belongs(service: Service, attempt: Attempt, tmp_path: Path) -> None:
-    tell(attempt, *a_whole_run(attempt, tmp_path))
+    tell(attempt, *a_whole_run(tmp_path))
     assert take(service, attempt) == 14
     job = service.job(attempt.job_id)
     assert (job.state, job.activity, job.step, job.eta_s) == ("uploading", "writing", 1, 9.0)
@@ -96,7 +95,7 @@ def test_every_kind_of_line_arrives_where_it_belongs(service: Service, attempt: 
 
 
 def test_a_repeated_ingest_of_the_same_bytes_adds_nothing(service: Service, attempt: Attempt, tmp_path: Path) -> None:
-    tell(attempt, *a_whole_run(attempt, tmp_path))
+    tell(attempt, *a_whole_run(tmp_path))
     stale = reread(service, attempt.job_id)
     take(service, attempt)
     before = everything(service)
@@ -109,15 +108,15 @@ def test_a_repeated_ingest_of_the_same_bytes_adds_nothing(service: Service, atte
 def test_an_error_in_the_middle_writes_nothing_and_the_next_try_everything_once(
     service: Service, attempt: Attempt, tmp_path: Path
 ) -> None:
-    tell(attempt, *a_whole_run(attempt, tmp_path))
+    tell(attempt, *a_whole_run(tmp_path))
     before = everything(service)
     with service.store.write() as db:
-        db.execute("CREATE TRIGGER no BEFORE INSERT ON results BEGIN SELECT RAISE(ABORT, 'no'); END")
-    with pytest.raises(sqlite3.Error):
+        db.execute("ALTER TABLE results RENAME TO away")
+    with pytest.raises(StoreError, match="no such table"):
         take(service, attempt)
-    assert everything(service) == before
     with service.store.write() as db:
-        db.execute("DROP TRIGGER no")
+        db.execute("ALTER TABLE away RENAME TO results")
+    assert everything(service) == before
     take(service, attempt)
     assert len(service.points(attempt.job_id)) == 2
     assert len(service.logs(attempt.job_id)) == 1
@@ -220,6 +219,13 @@ def test_the_last_checkpoint_is_never_one_that_was_found_damaged(service: Servic
     assert service.job(attempt.job_id).last_checkpoint_step == 5
 
 
+def test_an_older_checkpoint_that_is_told_again_takes_the_job_no_step_back(service: Service, attempt: Attempt) -> None:
+    facts = {"bytes": 5, "epoch": 0.5, "loss": 2.5, "eval_loss": None, "lr": 1}
+    tell(attempt, *(("checkpoint", {"path": f"/{step}", "step": step, **facts}) for step in (5, 10, 5)))
+    take(service, attempt)
+    assert service.job(attempt.job_id).last_checkpoint_step == 10
+
+
 def test_a_line_of_another_form_is_recorded_and_stops_no_other(service: Service, attempt: Attempt) -> None:
     tell(attempt, point(1), ("point", {"loss": 2.0}), ("checkpoint", {"step": 1}), point(2))
     take(service, attempt)
@@ -234,7 +240,14 @@ def test_half_a_surrogate_pair_in_a_log_line_is_stored_as_a_question_mark(servic
     assert [line.text for line in service.logs(attempt.job_id)] == ["a ? b"]
 
 
-@pytest.mark.parametrize("wrong", [{"loss": [1.0]}, {"step": None}, {"step": "7"}, {"phase": 3}, {"lr": {"a": 1}}])
+WRONG_POINTS: list[dict[str, Any]] = [
+    *({"loss": [1.0]}, {"loss": "1"}, {"lr": {"a": 1}}, {"tokens": 2**63}, {"tokens": True}, {"cycle": None}),
+    *({"step": None}, {"step": "7"}, {"step": -1}, {"step": 2**70}, {"step": 2.0}),
+    *({"phase": 3}, {"phase": "\ud800"}, {"ts": None}, {"ts": float("nan")}, {"ts": "now"}, {"ts": 2**70}),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_POINTS, ids=str)
 def test_a_point_that_no_table_can_hold_keeps_no_other_out(
     service: Service, attempt: Attempt, wrong: dict[str, Any]
 ) -> None:

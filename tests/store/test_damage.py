@@ -6,12 +6,17 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from store import Store, StoreDamaged, StoreError, rescue, telemetry
+from store import Store, StoreDamaged, StoreError, jobs, memory_peaks, rescue, telemetry
+from store.library import Database
+from store.memory_peaks import Peak
+from store.telemetry import Point
 from tests.store import stored
 from tests.store.entries import new_job
 
@@ -135,17 +140,84 @@ def test_rows_on_both_sides_of_the_damage_are_saved_and_none_of_a_job_that_is_lo
         rescue.rescue(path, tmp_path / "rescued.db")
 
 
-def test_a_supervisor_that_follows_an_unclean_stop_refuses_a_damaged_store_in_one_line(damaged: Path) -> None:
-    (damaged.parent / "supervisor.json").write_text("{}")
-    done = subprocess.run(
-        [sys.executable, "-m", "fusion_tui.daemon", "--port", "1"],
-        env={**os.environ, "FUSION_HOME": str(damaged.parent)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert "is damaged" in last
-    assert ".recover" in last
-    assert "newest backup is" in last
+MARK = "spoilt-by-the-test"
+MANY = 3000
+
+# A write that fills pages with MARK, and a read that meets the first of its rows on another page than the last.
+READS: dict[str, tuple[Callable[[Database, str], object], Callable[[Database, str], object]]] = {
+    "points": (
+        lambda db, job_id: telemetry.add_points(db, job_id, 1, [_point(step) for step in range(MANY)]),
+        telemetry.points,
+    ),
+    "log lines": (
+        lambda db, job_id: telemetry.add_log_lines(db, job_id, [(1.0, "train", MARK * 9)] * 1500),
+        telemetry.log_lines,
+    ),
+    "events": (
+        lambda db, job_id: [jobs.add_event(db, job_id, "oom", {MARK: MARK * 9}, now=1.0) for _ in range(MANY)],
+        jobs.events,
+    ),
+    "peaks": (
+        lambda db, job_id: [
+            memory_peaks.record(db, Peak(f"{job_id}-{number}", MARK, "mode", 1, 1, -number)) for number in range(MANY)
+        ],
+        lambda db, job_id: memory_peaks.ratios(db, MARK, "mode", newest=MANY),
+    ),
+}
+
+
+def _point(step: int) -> tuple[Any, ...]:
+    return tuple(Point(step, MARK, 1.0, 1.0, cycle=0))
+
+
+@pytest.mark.parametrize("what", READS)
+def test_damage_far_from_the_first_row_says_the_same(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "store.db"
+    write, read = READS[what]
+    store = Store(path)
+    with store.write() as db:
+        job = new_job(db)
+        write(db, job.id)
+    assert read(store.read(), job.id)
+    store.close()
+    full = [number for number, page in enumerate(pages(path)) if page.count(MARK.encode()) > 10]
+    overwrite(path, full[3 * len(full) // 4])
+    again = Store(path)
+    with pytest.raises(StoreDamaged, match=r"no backup beside it|\.recover"):
+        read(again.read(), job.id)
+    again.close()
+
+
+def test_a_text_that_was_spoilt_is_damage_too_whatever_it_says(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store.db")
+    with store.write() as db:
+        job = new_job(db)
+        db.conn.execute(
+            "INSERT INTO log_lines (job_id, seq, ts, stream, text) VALUES (?, 1, 1.0, 'train', CAST(? AS TEXT))",
+            [job.id, b"the disk is full and locked \xa5"],
+        )
+    with pytest.raises(StoreDamaged, match="a text in it"):
+        telemetry.log_lines(store.read(), job.id)
+    store.close()
+
+
+def test_a_supervisor_that_follows_an_unclean_stop_refuses_a_damaged_store_in_one_line_every_time(
+    damaged: Path,
+) -> None:
+    sign = damaged.parent / "supervisor.json"
+    sign.write_text("{}")
+    for _ in range(2):  # the sign of the unclean stop outlives a start that came to nothing
+        done = subprocess.run(
+            [sys.executable, "-m", "fusion_tui.daemon", "--port", "1"],
+            env={**os.environ, "FUSION_HOME": str(damaged.parent)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert "is damaged" in last
+        assert ".recover" in last
+        assert "newest backup is" in last
+        assert sign.exists()
