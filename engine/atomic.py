@@ -116,8 +116,8 @@ def write_json(path: Path, value: Any) -> None:
 def publish(staged: Path, final: Path, *, replace: bool = False) -> None:
     """Make the directory `staged` appear at `final`, whole: sync its files, then rename it.
 
-    With `replace`, what lies at `final` goes, and no sooner than the new one needs nothing but its name.
-    Raises OSError when `final` exists, is not empty and is not to be replaced.
+    With `replace`, what lies at `final` goes, and no sooner than the new one needs nothing but its name; where it
+    cannot have that, the old one is put back. Raises OSError, also when `final` is not empty and not to be replaced.
     """
     for folder, _, names in os.walk(staged, topdown=False):
         for name in names:
@@ -126,7 +126,13 @@ def publish(staged: Path, final: Path, *, replace: bool = False) -> None:
     replaced = _without_name(final)
     if replace and final.exists():
         step(os.rename, final, replaced)
-    step(os.rename, staged, final)
+    try:
+        step(os.rename, staged, final)
+    except BaseException:
+        if replaced.exists():
+            with suppress(OSError):  # the error that led here is the one to tell
+                step(os.rename, replaced, final)
+        raise
     sync_path(final.parent)
     discard(replaced)
 
@@ -155,17 +161,26 @@ def _without_name(path: Path) -> Path:
     return path.with_name(f".removed-{path.name}-{uuid.uuid4().hex[:8]}")
 
 
-def sweep(folder: Path) -> None:
-    """Finish removals below `folder` that a crash cut short."""
+def _name_before(doomed: Path) -> str:
+    return doomed.name.removeprefix(".removed-").rpartition("-")[0]
+
+
+def sweep(folder: Path, *, unless: Callable[[Path], bool] | None = None) -> None:
+    """Finish removals below `folder` that a crash cut short; those are put back of which `unless` says yes."""
     for doomed in folder.glob(".removed-*"):
-        discard(doomed)
+        if unless and unless(doomed):
+            # Where that fails, or the name is taken, it stays as it is: nothing of it is lost.
+            with suppress(OSError):
+                step(os.rename, doomed, doomed.with_name(_name_before(doomed)))
+        else:
+            discard(doomed)
 
 
 def remove_tree(path: Path, *, unless: Callable[[Path], bool] | None = None) -> bool:
     """Remove a directory so that a crash leaves no half of it under its own name; say whether it is gone.
 
     `unless` is asked of the directory when it has no name any more by which others could change it; where it says
-    yes, the directory is put back.
+    yes, the directory is put back; `sweep` with the same question does so where a crash came between.
     """
     doomed = _without_name(path)
     try:

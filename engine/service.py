@@ -12,6 +12,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,8 +196,10 @@ class Service:
     def pin_checkpoint(self, job_id: str, step: int, pinned: bool = True) -> Checkpoint:
         """Keep a checkpoint for good, or no longer; one that is pinned goes only when its job is deleted.
 
-        Raises NotFound; Conflict where it is removed or damaged; NoSpace, DiskFailed.
+        Raises NotFound; Conflict where it is removed or damaged; NoSpace, DiskFailed; StoreReadOnly, StoreBusy,
+        StoreFull. What is refused leaves no mark that was not there before.
         """
+        self.store.need_writable()
         name = self.job(job_id).name
         found = telemetry.checkpoint(self.store.read(), job_id, step)
         if found is None:
@@ -206,13 +209,19 @@ class Service:
         directory = Path(found.path)
         # The mark is what keeps it: set before the store says so, and taken away after.
         with atomic.telling(f"pinning the checkpoint of step {step}", directory):
-            if pinned:
-                try:
+            marked = pins.is_pinned(directory)
+            try:
+                if pinned:
                     pins.pin(directory)
-                except FileNotFoundError:
-                    raise Conflict(f"The checkpoint of step {step} of the job {name} is gone from the disk.") from None
-            with self.store.write() as db:
-                telemetry.pin_checkpoint(db, job_id, step, pinned)
+                with self.store.write() as db:
+                    telemetry.pin_checkpoint(db, job_id, step, pinned)
+            except FileNotFoundError:
+                raise Conflict(f"The checkpoint of step {step} of the job {name} is gone from the disk.") from None
+            except BaseException:
+                if pinned and not marked:
+                    with suppress(OSError):  # the error that led here is the one to tell
+                        pins.unpin(directory)
+                raise
             if not pinned:
                 pins.unpin(directory)
         return dataclasses.replace(found, pinned=pinned)

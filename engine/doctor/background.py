@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import http.client
 import json
 import socket
 import urllib.request
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from engine import evidence, process
 from engine.doctor.finding import Finding, Machine
+from engine.process import Identity
 from store import attempts, states
 from store import jobs as job_rows
 
@@ -74,9 +76,11 @@ def _api(url: object) -> Finding:
         remedy = "Another program has the port, see below: set `port` in the settings, or FUSION_PORT."
         return Finding("api", "warning", "the supervisor serves no API", remedy)
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=ANSWER_SECONDS) as answer:  # noqa: S310  (our own server)
+        # Straight to it: a proxy of the environment cannot reach this machine's own address.
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"{url}/health", timeout=ANSWER_SECONDS) as answer:
             json.load(answer)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         remedy = "Look at supervisor.log; a new supervisor takes over running runs: kill it, then start one."
         return Finding("api", "warning", f"{url} does not answer ({error})", remedy)
     return Finding("api", "ok", f"{url} answers")
@@ -115,8 +119,8 @@ def _listener(number: int) -> str:
 # Workers ----------------------------------------------------------------------------------------------------------
 
 
-def _worker_processes(runs: Path) -> dict[int, Path]:
-    """Return the live workers of a data folder, by their command lines: pid and attempt's directory."""
+def _worker_processes(runs: Path) -> dict[Identity, Path]:
+    """Return the live workers of a data folder, by their command lines: process and attempt's directory."""
     import psutil
 
     found = {}
@@ -124,8 +128,9 @@ def _worker_processes(runs: Path) -> dict[int, Path]:
         words = one.info["cmdline"] or []
         if one.info["status"] == psutil.STATUS_ZOMBIE or words[1:3] != ["-m", "engine.trainer"] or len(words) < 4:
             continue
-        if Path(words[3]).is_relative_to(runs):
-            found[one.pid] = Path(words[3])
+        identity = process.identify(one.pid) if Path(words[3]).is_relative_to(runs) else None
+        if identity:
+            found[identity] = Path(words[3])
     return found
 
 
@@ -145,11 +150,14 @@ def workers(machine: Machine) -> Iterator[Finding]:
             words = f"{names[claim.job_id]}: its worker (pid {claim.pid or 'not known'}) is gone"
             remedy = "Look again: the supervisor should go on with it at once." if supervised else f"Go on: {START}"
             yield Finding("workers", "warning", words, remedy)
-    for pid, directory in running.items():
+    for worker, directory in running.items():
         owners = [claim for claim in claimed if claim.directory == str(directory)]
-        if not any(claim.pid in (None, pid) for claim in owners):
-            words = f"process {pid} works in {directory}, which no open attempt knows"
-            yield Finding("workers", "error", words, f"It changes no run, but holds memory: kill {pid}")
+        if any(claim.pid in (None, worker.pid) for claim in owners):
+            continue
+        # One that ended before the store was read has its attempt closed by now, and rightly so.
+        if process.is_alive(worker):
+            words = f"process {worker.pid} works in {directory}, which no open attempt knows"
+            yield Finding("workers", "error", words, f"It changes no run, but holds memory: kill {worker.pid}")
     yield Finding("workers", "ok", f"{sound} at work for the {len(claimed)} runs that should have one")
 
 

@@ -19,7 +19,7 @@ from engine import resources
 from engine.paths import Home
 from engine.resources import Device
 from engine.settings import Settings
-from store import Store
+from store import Store, schema
 from store.library import Database
 
 Level: TypeAlias = Literal["ok", "warning", "error"]
@@ -45,6 +45,26 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())  # a container's user without a name
+
+
+class _Untouched(Store):
+    """The store opened so that not even the index of its log is made beside it."""
+
+    def __init__(self, path: Path, *, any_version: bool = False) -> None:
+        self._any_version = any_version
+        super().__init__(path, read_only=True)
+
+    def _look(self) -> None:
+        if not self._any_version:
+            super()._look()
+
+    def _frozen(self) -> bool:
+        # Without a log everything stands in the file itself; once somebody writes there is one, and it is read, too.
+        # A journal of the other mode has to be seen: so only where the file says that it has a log.
+        if os.path.exists(self._log):
+            return False
+        with self.path.open("rb") as file:
+            return file.read(20)[18:20] == b"\2\2"
 
 
 @dataclass
@@ -75,8 +95,19 @@ class Machine:
             return
         if self._unread:
             raise Unread
-        opened = Store(self.home.store, read_only=True)
+        opened = _Untouched(self.home.store)
         try:
             yield opened.read()
+        finally:
+            opened.close()
+
+    def store_version(self) -> int:
+        """Return how many migrations the store has had, whatever their number. Raises StoreError.
+
+        Asked of SQLite: the number in the file's header is an old one while a newer stands in the log.
+        """
+        opened = _Untouched(self.home.store, any_version=True)
+        try:
+            return schema.applied(opened.read())
         finally:
             opened.close()

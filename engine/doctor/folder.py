@@ -10,7 +10,8 @@ from pathlib import Path
 from engine.doctor.finding import Finding, Level, Machine
 from engine.resources import size_text
 from engine.submitting import ROOM_TO_START
-from store import StoreBusy, StoreDamaged, StoreError, backup, filesystems, schema
+from store import StoreBusy, StoreDamaged, StoreError, StoreReadOnly, backup, filesystems, schema
+from store.db import tuples
 from store.library import Database
 
 # Below this a run of a small model may still start, and a larger one finds no room for its checkpoints.
@@ -63,29 +64,15 @@ def disk(machine: Machine) -> Iterator[Finding]:
         yield Finding("disk", "ok", words)
 
 
-def _header(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(100)
-
-
 def store(machine: Machine) -> Iterator[Finding]:
     """Look whether the store opens, is whole and of this version, and which backups lie beside it."""
     path = machine.home.store
     if not path.exists():
         yield Finding("store", "ok", f"{path} is not there yet; the first start makes it")
         return
-    header = _header(path)
-    number = int.from_bytes(header[60:64], "big")  # user_version, as SQLite's file format has it
-    if header.startswith(b"SQLite format 3\0") and number < len(schema.MIGRATIONS):
-        words = f"{path} has schema {number}; the next start copies it and brings it to {len(schema.MIGRATIONS)}"
-        yield Finding("store", "ok" if number == 0 else "warning", words, "Start the app once, or: fusion-tui jobs")
-        machine.leave_store()
-        return
     machine.tell("checking the store")
     try:
-        with machine.store() as db:
-            assert db is not None
-            finding = _checked(db, path)
+        finding = _examined(machine)
         if finding.level == "error":
             machine.leave_store()
         yield finding
@@ -108,12 +95,53 @@ def store(machine: Machine) -> Iterator[Finding]:
     yield Finding("store", "ok", f"backups from before changes of its tables: {copies or 'none yet'}")
 
 
+def _examined(machine: Machine, *, again: bool = True) -> Finding:
+    """Check the store, a second time where it was written under the look. Raises StoreError.
+
+    A store whose log is not there is read without a lock: whoever comes and writes may make it look damaged.
+    """
+    path = machine.home.store
+    before = _stamp(path)
+    try:
+        finding = _earlier(machine)
+        if finding:
+            return finding
+        with machine.store() as db:
+            assert db is not None
+            finding = _checked(db, path)
+    except StoreDamaged:
+        if not again or _stamp(path) == before:
+            raise
+        return _examined(machine, again=False)
+    moved = finding.level == "error" and _stamp(path) != before
+    return _examined(machine, again=False) if again and moved else finding
+
+
+def _earlier(machine: Machine) -> Finding | None:
+    """Return what is to say of a store of an earlier version; where none can be read, opening it tells why."""
+    try:
+        number = machine.store_version()
+    except StoreReadOnly:
+        return None
+    if number >= len(schema.MIGRATIONS):
+        return None
+    machine.leave_store()
+    words = f"{machine.home.store} has schema {number}; the next start copies it and brings it to "
+    remedy = "Start the app once, or: fusion-tui jobs"
+    return Finding("store", "warning" if number else "ok", f"{words}{len(schema.MIGRATIONS)}", remedy)
+
+
+def _stamp(path: Path) -> tuple[bool, int, int]:
+    status = path.stat()
+    return path.with_name(f"{path.name}-wal").exists(), status.st_mtime_ns, status.st_size
+
+
 def _checked(db: Database, path: Path) -> Finding:
     """Run quick_check for as long as writers can bear to wait. Raises StoreError."""
     deadline = time.monotonic() + CHECK_SECONDS
     db.conn.set_progress_handler(lambda: time.monotonic() > deadline, OPCODES_BETWEEN_LOOKS)
     try:
-        rows = [str(row[0]) for row in db.conn.execute("PRAGMA quick_check")]
+        rows = [str(row[0]) for row in tuples(db, "PRAGMA quick_check")]
     except StoreError:
         if time.monotonic() > deadline:
             remedy = f"With no supervisor running: sqlite3 '{path}' 'PRAGMA quick_check'"
@@ -168,7 +196,7 @@ def leftovers(machine: Machine) -> Iterator[Finding]:
         yield Finding("leftovers", "warning", words, remedy)
     runs = [path for path in root.glob("runs/*") if path.name[0] != "."]
     with machine.store() as db:
-        known = {row[0] for row in db.conn.execute("SELECT id FROM jobs")} if db is not None else set()
+        known = {row[0] for row in tuples(db, "SELECT id FROM jobs")} if db is not None else set()
     strays = [path for path in runs if path.name not in known]
     count, size = _sum(strays)
     if count:

@@ -55,12 +55,8 @@ def main(directory: Path) -> int:
 
 def carry_out(order: Order, journal: JournalWriter, ballast: Path) -> None:
     """Carry out an order and end the journal with how it went. Raises OSError or JournalLost where that cannot be."""
-    # Imported behind the gate: seconds of loading that a worker nobody knows must not spend.
     from engine.trainer.reporter import Reporter
-    from engine.trainer.run import StopFlag
 
-    stop = StopFlag()
-    stop.install()
     reporter = Reporter(journal)
     # What a library says to its own developers is no news to a user.
     warnings.simplefilter("ignore", FutureWarning)
@@ -68,6 +64,11 @@ def carry_out(order: Order, journal: JournalWriter, ballast: Path) -> None:
     warnings.showwarning = lambda message, category, *rest: reporter.log(f"{category.__name__}: {message}", "warning")
     ending: Ending = ("completed", None, None)
     try:
+        # Imported behind the gate: seconds of loading that a worker nobody knows must not spend.
+        from engine.trainer.run import StopFlag
+
+        stop = StopFlag()
+        stop.install()
         atomic.write_bytes(ballast, os.urandom(BALLAST_BYTES))
         reporter.state("staging", "loading the training libraries")
         from transformers.utils import logging
@@ -78,7 +79,7 @@ def carry_out(order: Order, journal: JournalWriter, ballast: Path) -> None:
         finetune.run_job(order, reporter, stop)
     except JournalLost:
         raise
-    except Exception as error:  # noqa: BLE001  (the edge of the process: everything is recorded here)
+    except BaseException as error:  # noqa: BLE001  (the edge of the process: also a library's exit or panic is recorded)
         ending = ending_of(error, order)
         if ending[2] == "error":
             with suppress(OSError):  # the end matters more
@@ -95,8 +96,11 @@ def carry_out(order: Order, journal: JournalWriter, ballast: Path) -> None:
     atomic.discard(ballast)
 
 
-def ending_of(error: Exception, order: Order) -> Ending:
+def ending_of(error: BaseException, order: Order) -> Ending:
     """Return what an error means for the run: outcome, text for its user, cause."""
+    if not isinstance(error, Exception):
+        # None of those below; and an interrupt may have come before torch, which these need, was loaded.
+        return "failed", explain(error), "error"
     from engine.data.rows import RowError
     from engine.trainer.ladder import OutOfMemory, is_out_of_memory
     from engine.trainer.run import Diverged, Stopped
@@ -120,7 +124,7 @@ def ending_of(error: Exception, order: Order) -> Ending:
     return "failed", explain(error), "oom" if is_out_of_memory(error) else "error"
 
 
-def explain(error: Exception) -> str:
+def explain(error: BaseException) -> str:
     """Return an error's text with the remedy where one is known."""
     text = f"{type(error).__name__}: {error}".strip()
     if "out of memory" in text.lower():
@@ -129,10 +133,14 @@ def explain(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    code = UNTOLD
+    code = 1  # as of any program that an error ended: the journal is not to blame
     try:
         code = main(Path(sys.argv[1]))
         sys.stdout.flush()
+    except BaseException:  # noqa: BLE001  (nobody prints it after this)
+        with suppress(OSError):
+            traceback.print_exc()
+            sys.stderr.flush()
     finally:
         # Not a plain return: threads of the training libraries may hang an interpreter's end, also after an error.
         os._exit(code)

@@ -103,11 +103,14 @@ def save(
 
 
 def clear(roots: Sequence[Path]) -> None:
-    """Remove what attempts that died left half done: stages of no use to anyone, removals cut short."""
+    """Remove what attempts that died left half done: stages of no use to anyone, removals cut short.
+
+    What turns out to be pinned is put back.
+    """
     for root in roots:
         for stage in root.glob(f"{STAGE}*"):
             atomic.discard(stage)
-        atomic.sweep(root)
+        atomic.sweep(root, unless=pins.is_pinned)
 
 
 def size_of(directory: Path) -> int:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engine import atomic, journal, manifest
+from engine import atomic, journal, manifest, pins
 from engine.order import JOURNAL
 from engine.specs import FinetuneHyperparams
 from engine.trainer import checkpoint, evaluate, guard, ladder, models
@@ -107,7 +108,7 @@ def skip(run: Run, state: LoopState, step: int, done: Step) -> LoopState:
     remedy = f"Lower lr (now {run.settings.lr * state.lr_scale:g}) and retry; the checkpoints before are kept."
     if state.lr_scale < 1:
         raise Diverged(f"{trouble}, also at half the learning rate: training diverged. {remedy}")
-    directory = checkpoint.newest_good(run.roots, _set_aside(run))
+    directory = _newest_good(run)
     if directory is None:
         raise Diverged(f"{trouble}, before there was a checkpoint to go back to. {remedy}")
     earlier = checkpoint.restore(directory, run.model, run.optimizer)
@@ -211,7 +212,7 @@ def take_best(run: Run, state: LoopState) -> LoopState:
     """With early stopping, go back to the weights of the best checkpoint; return its state with this one's totals."""
     if not run.settings.early_stopping_patience or state.best_step in (0, state.step):
         return state
-    directory = checkpoint.newest_good(run.roots, _set_aside(run), step=state.best_step)
+    directory = _newest_good(run, step=state.best_step)
     if directory is None:
         run.reporter.log("The best checkpoint is gone or damaged; the model is that of the last step.", "warning")
         return state
@@ -242,10 +243,28 @@ def _set_aside(run: Run) -> Callable[[Path, Exception], None]:
     return tell
 
 
+def _newest_good(run: Run, *, step: int | None = None) -> Path | None:
+    """Return the newest good checkpoint (of one step); by what is told, it stands, and so does every pinned one."""
+    directory = checkpoint.newest_good(run.roots, _set_aside(run), step=step)
+    if directory is None:
+        return None
+    standing = _standing(run)
+    pinned = [path for path in checkpoint.published(run.roots) if pins.is_pinned(path)]
+    # A removal was told of before it began, and a pin that came in between took it back.
+    untold = [path for path in reversed(pinned) if checkpoint.step_of(path) not in standing]
+    for path in untold:
+        with suppress(manifest.Damaged):
+            report(run, path)
+    # Its attempt died between publishing it and saying so; or another copy of the same step was set aside.
+    if untold or standing.get(checkpoint.step_of(directory)) != str(directory):
+        report(run, directory)
+    return directory
+
+
 def resume(run: Run) -> LoopState:
     """Restore the newest good checkpoint and say so; a fresh state where there is none."""
     checkpoint.clear(run.roots)
-    directory = checkpoint.newest_good(run.roots, _set_aside(run))
+    directory = _newest_good(run)
     if directory is None:
         run.reporter.resume(0)
         if any(next(root.glob(f"step-*{checkpoint.QUARANTINE}"), None) for root in run.roots):
@@ -254,18 +273,19 @@ def resume(run: Run) -> LoopState:
     state = checkpoint.restore(directory, run.model, run.optimizer)
     run.reporter.resume(state.step)
     run.reporter.log(f"Resumed from the checkpoint of step {state.step}.")
-    if not _was_reported(run, directory):
-        # Its attempt died between publishing it and saying so.
-        report(run, directory)
     return state
 
 
-def _was_reported(run: Run, directory: Path) -> bool:
-    """Say whether some attempt got to tell of a checkpoint."""
-    for root in run.roots:
+def _standing(run: Run) -> dict[int, str]:
+    """Return the checkpoints that stand by the last word told of each step, over all attempts: step and path."""
+    standing: dict[int, str] = {}
+    for root in reversed(run.roots):
         offset = 0
         while (batch := journal.read(root.parent / JOURNAL, offset)).offset > offset:
             offset = batch.offset
-            if any(line.kind == "checkpoint" and line.data["path"] == str(directory) for line in batch.records):
-                return True
-    return False
+            for line in batch.records:
+                if line.kind == "checkpoint":
+                    standing[line.data["step"]] = line.data["path"]
+                elif line.kind == "checkpoint_gone":
+                    standing.pop(line.data["step"], None)
+    return standing

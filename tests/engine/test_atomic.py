@@ -133,6 +133,51 @@ def test_a_directory_that_replaces_another_needs_nothing_but_its_name_when_the_o
     assert names(tmp_path) == ["final"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("at", [3, 4], ids=["the-old-name", "the-new-name"])
+def test_a_directory_that_cannot_replace_another_leaves_it_in_its_place(tmp_path: Path, number: int, at: int) -> None:
+    for content in ("old", "new"):
+        (tmp_path / content).mkdir()
+        (tmp_path / content / "file").write_text(content)
+    atomic.publish(tmp_path / "old", tmp_path / "final")
+    with faults.at(at, faults.fail(number)) as count, pytest.raises(OSError, match=re.escape(os.strerror(number))):
+        atomic.publish(tmp_path / "new", tmp_path / "final", replace=True)
+    assert count.seen[at - 1] is os.rename
+    assert (tmp_path / "final" / "file").read_text() == "old"
+    assert names(tmp_path) == ["final", "new"]
+
+
+@pytest.mark.parametrize("number", range(1, 4))
+def test_a_removal_that_was_to_be_taken_back_and_was_cut_short_is_taken_back(tmp_path: Path, number: int) -> None:
+    for name in ("step-1", "step-2", "out-with-dashes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "keep").touch()
+    (tmp_path / "step-2" / "keep").unlink()
+
+    def is_kept(path: Path) -> bool:
+        return (path / "keep").exists()
+
+    def remove_all() -> None:
+        with faults.at(number, faults.die):
+            for name in ("step-1", "out-with-dashes"):
+                assert not atomic.remove_tree(tmp_path / name, unless=is_kept)
+
+    assert faults.forked(remove_all) == -9
+    (tmp_path / "step-2").rename(tmp_path / ".removed-step-2-01234567")
+    for _ in range(2):
+        atomic.sweep(tmp_path, unless=is_kept)
+        assert names(tmp_path) == ["out-with-dashes", "step-1"]
+
+
+def test_a_removal_is_not_taken_back_over_what_has_its_name_now(tmp_path: Path) -> None:
+    for name in ("step-1", ".removed-step-1-01234567"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "keep").write_text(name)
+    atomic.sweep(tmp_path, unless=lambda path: (path / "keep").exists())
+    assert names(tmp_path) == [".removed-step-1-01234567", "step-1"]
+    assert (tmp_path / "step-1" / "keep").read_text() == "step-1"
+
+
 def test_a_folder_is_made_once_and_only_in_one_that_is_there(tmp_path: Path) -> None:
     for _ in range(2):
         atomic.make_folder(tmp_path / "a")

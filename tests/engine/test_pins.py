@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import shutil
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from engine.paths import Home
 from engine.service import Checkpoint, NotFound, Service
 from engine.settings import Settings
 from store import telemetry
+from store.errors import StoreFull, StoreReadOnly
 from tests.crash import faults
 
 
@@ -93,11 +95,38 @@ def test_a_disk_that_refuses_a_pin_is_told_and_no_pin_is_shown_that_is_not_there
     for at in range(1, count.calls + 1):
         with faults.at(at, faults.fail(number)), pytest.raises(kind, match=r"inning the checkpoint of step 10 failed"):
             service.pin_checkpoint(job_id, 10)
-        shown = [c for c in service.checkpoints(job_id) if c.pinned]
-        assert all(pins.is_pinned(Path(c.path)) for c in shown)
+        assert pinned(service, job_id) == []
         service.pin_checkpoint(job_id, 10)
         assert pinned(service, job_id) == [10]
         service.pin_checkpoint(job_id, 10, pinned=False)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["new", "pinned-before"])
+def test_a_store_that_refuses_a_pin_leaves_the_disk_as_it_was(service: Service, job_id: str, before: bool) -> None:
+    if before:
+        service.pin_checkpoint(job_id, 10)
+    with faults.at(0, faults.die, files=False, sql=True) as count:
+        service.pin_checkpoint(job_id, 10)
+    if not before:
+        service.pin_checkpoint(job_id, 10, pinned=False)
+    refused = 0
+    for at in range(1, count.calls + 1):
+        with faults.at(at, faults.fail(errno.ENOSPC), files=False, sql=True), suppress(StoreFull):
+            service.pin_checkpoint(job_id, 10)
+            continue
+        refused += 1
+        assert pinned(service, job_id) == [10] * before
+    assert refused == count.calls > 2
+
+
+def test_a_store_that_is_only_looked_at_pins_nothing(service: Service, job_id: str) -> None:
+    service.pin_checkpoint(job_id, 20)
+    looking = Service(service.home, config=Settings(), read_only=True)
+    with closing(looking):
+        for step, wanted in ((10, True), (20, False)):
+            with pytest.raises(StoreReadOnly, match="opened read-only"):
+                looking.pin_checkpoint(job_id, step, pinned=wanted)
+    assert pinned(service, job_id) == [20]
 
 
 def test_a_job_that_is_deleted_takes_its_pinned_checkpoints_with_it(service: Service, job_id: str) -> None:
