@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,12 +32,26 @@ if TYPE_CHECKING:
     from fusion_tui.daemon import SupervisorInfo
 
 
-# How long leaving in order may take after a signal.
+# How long leaving in order may take.
 LEAVE_SECONDS = 3.0
 
 
+class _Threads(ThreadPoolExecutor):
+    """Threads that asyncio does not wait for at its end: a call may stand for long at a store that is locked.
+
+    Whatever they do is such that it may end at any moment, and `_end_soon` sees to it that it does.
+    """
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls, and let go of those at work."""
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+
+
 class FusionApp(App[str | None]):
-    """The app over one service. `supervisor` looks for a running supervisor, `start_supervisor` brings one up."""
+    """The app over one service. `supervisor` looks for a running supervisor, `start_supervisor` brings one up.
+
+    With `has_process` the process is the app's own, and ends with it.
+    """
 
     TITLE = "Fusion"
     CSS_PATH = "app.tcss"
@@ -56,6 +71,7 @@ class FusionApp(App[str | None]):
         supervisor: Callable[[], SupervisorInfo | None] | None = None,
         start_supervisor: Callable[[], object] | None = None,
         start_on_open: bool = False,
+        has_process: bool = False,
         interval: float = INTERVAL_S,
     ) -> None:
         super().__init__()
@@ -63,6 +79,8 @@ class FusionApp(App[str | None]):
         self._supervisor = supervisor or partial(_running, service)
         self._start_supervisor = start_supervisor or partial(_ensure_running, service)
         self._start_on_open = start_on_open
+        self._has_process = has_process
+        self._deadline: threading.Timer | None = None
         self._app_lock: int | None = None
         self._handlers: dict[int, Any] = {}  # of signals, as they were before this app
         self.poller = Poller(service, self.post_message, self._supervision, interval=interval)
@@ -76,7 +94,9 @@ class FusionApp(App[str | None]):
     def on_mount(self) -> None:
         """Say that an app is open, and begin to look."""
         self._tell_open()
-        told = partial(self._told_to_go, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(_Threads(thread_name_prefix="app"))
+        told = partial(self._told_to_go, loop)
         self._handlers = {number: signal.signal(number, told) for number in (signal.SIGHUP, signal.SIGTERM)}
         self.run_worker(self.poller.run, thread=True, name="poller", exit_on_error=False)
         if self._start_on_open:
@@ -105,15 +125,21 @@ class FusionApp(App[str | None]):
 
     def _told_to_go(self, loop: asyncio.AbstractEventLoop, number: int, frame: object) -> None:
         """Leave in order, or without it: on a terminal that is gone, Textual's writer dies and its queue fills up."""
-        deadline = threading.Timer(LEAVE_SECONDS, os._exit, (128 + number,))
-        deadline.daemon = True
-        deadline.start()
+        self._end_soon(128 + number)
         loop.call_soon_threadsafe(self.leave)
+
+    def _end_soon(self, code: int) -> None:
+        """End the process with `code` where leaving in order takes too long; a process that ends takes this along."""
+        if self._has_process and self._deadline is None:
+            self._deadline = threading.Timer(LEAVE_SECONDS, os._exit, (code,))
+            self._deadline.daemon = True
+            self._deadline.start()
 
     def leave(self) -> None:
         """Close the app; runs keep going."""
+        self._end_soon(0)
         self.poller.stop()
-        self.exit(fmt.farewell(self.overview.counts))
+        self.exit(fmt.farewell(self.overview))
 
     async def action_quit(self) -> None:
         """Close the app; runs keep going."""
@@ -262,7 +288,7 @@ def hold_shared(path: Path) -> int:
 
 def run_app(service: Service, *, start_supervisor: bool = True) -> str:
     """Open the app until the user leaves it, and return the line to leave behind. Needs a terminal."""
-    app = FusionApp(service, start_on_open=start_supervisor and not service.read_only)
+    app = FusionApp(service, start_on_open=start_supervisor and not service.read_only, has_process=True)
     farewell = app.run()
     if app.return_code:
         raise SystemExit(app.return_code)

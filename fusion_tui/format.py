@@ -18,6 +18,7 @@ from engine.plans.recommend import Value
 from engine.resources import size_text
 from engine.service import Event, Job, StoreError, states
 from engine.text import clean_text
+from fusion_tui.messages import Overview
 
 # A glyph and a word for each state, because colour alone says nothing on half of the terminals.
 _STATES: dict[str, tuple[str, str]] = {
@@ -216,11 +217,19 @@ def unfinished(counts: Mapping[str, int]) -> int:
     return sum(amount for name, amount in counts.items() if name not in states.FINISHED)
 
 
-def farewell(counts: Mapping[str, int]) -> str:
-    """Return the line that the app leaves behind."""
-    going = unfinished(counts)
-    if not going:
+def farewell(overview: Overview) -> str:
+    """Return the line that the app leaves behind. Of runs it says nothing where none were ever read."""
+    if not overview.loaded:
+        unread = "The job store could not be read; fusion-tui doctor tells more."
+        return unread if overview.error else "Left before the job store was read."
+    unended, supervision = unfinished(overview.counts), overview.supervision
+    if not unended:
         return "Nothing is running. fusion-tui brings your runs back."
-    verb = "keeps" if going == 1 else "keep"
-    back = "it" if going == 1 else "them"
-    return f"{plural(going, 'run')} {verb} going; fusion-tui brings {back} back"
+    alone = supervision is not None and not supervision.running
+    keep = min(overview.alive, unended) if alone else max(unended - overview.lost, 0)
+    wait = unended - keep
+    going = f"{plural(keep, 'run')} {'keeps' if keep == 1 else 'keep'} going"
+    if not wait:
+        return f"{going}; fusion-tui brings {'it' if keep == 1 else 'them'} back"
+    waiting = f"{wait if keep else plural(wait, 'run')} {'waits' if wait == 1 else 'wait'} for a supervisor"
+    return f"{f'{going}, ' if keep else ''}{waiting}; fusion-tui starts one"

@@ -29,7 +29,7 @@ class Supervision:
 @dataclass(frozen=True)
 class Overview:
     """All runs and the machine. `latest` is each run's newest training point, `evidence` what speaks for those that
-    the store calls worked on; `error` says why data may be old."""
+    the store calls worked on; `error` says why data may be old, and `loaded` whether the store was ever read."""
 
     jobs: tuple[Job, ...] = ()
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
@@ -48,7 +48,15 @@ class Overview:
     @property
     def lost(self) -> int:
         """How many runs have neither a worker nor a supervisor."""
-        return sum(evidence == "lost" for evidence in self.evidence.values())
+        return self._seen("lost")
+
+    @property
+    def alive(self) -> int:
+        """How many runs have a worker that lives."""
+        return self._seen("alive")
+
+    def _seen(self, what: Evidence) -> int:
+        return sum(evidence == what for evidence in self.evidence.values())
 
     def job(self, job_id: str | None) -> Job | None:
         """Return the run with this id, if it is there."""

@@ -66,6 +66,7 @@ class Poller:
         self._views: OrderedDict[str, RunView] = OrderedDict()
         self._curves: dict[str, _Curve] = {}
         self._claims: dict[str, Attempt] = {}
+        self._errors: dict[str, str] = {}  # of each look, until the same look succeeds
         self._file: tuple[int, int] | None = None  # which file the store is, that another in its place is noticed
 
     def watch(self, job_id: str | None) -> None:
@@ -92,18 +93,26 @@ class Poller:
 
     def poll(self) -> None:
         """Look once, and post what differs from what was posted before. Never raises."""
-        for look in (self._poll_store, self._poll_machine, self._poll_workers):
-            try:
-                look()
-            except (StoreError, EngineError) as error:
-                self._failed(str(error))
-            except Exception as error:  # noqa: BLE001  (the thread's edge: a dead poller would freeze every screen)
-                self._failed(f"{type(error).__name__}: {error}")
+        self._look("store", self._poll_store)
+        if self._clock() - self._machine_at >= DEVICES_EVERY_S:
+            self._machine_at = self._clock()
+            self._look("machine", self._poll_machine)
+        self._look("workers", self._poll_workers)
 
-    def _failed(self, text: str) -> None:
-        self._seen = None
+    def _look(self, name: str, look: Callable[[], None]) -> None:
+        """Look at one thing: its error stands until the same look succeeds, whatever the others see."""
+        try:
+            look()
+            error = ""
+        except (StoreError, EngineError) as failed:
+            error = str(failed)
+        except Exception as failed:  # noqa: BLE001  (the thread's edge: a dead poller would freeze every screen)
+            error = f"{type(failed).__name__}: {failed}"
+        if error and name == "store":
+            self._seen = None
         if not self._stopped:
-            self._publish(replace(self._overview, error=text, loaded=True))
+            self._errors[name] = error
+            self._publish(replace(self._overview, error=" ".join(filter(None, self._errors.values()))))
 
     def _publish(self, overview: Overview) -> None:
         if overview != self._overview:
@@ -113,12 +122,9 @@ class Poller:
     # The machine --------------------------------------------------------------------------------------------------
 
     def _poll_machine(self) -> None:
-        now = self._clock()
-        if now - self._machine_at < DEVICES_EVERY_S:
-            return
-        self._machine_at = now
-        devices = tuple(self._service.devices())
-        self._publish(replace(self._overview, devices=devices, supervision=self._supervision()))
+        # First, for a driver that does not answer says nothing of who supervises.
+        self._publish(replace(self._overview, supervision=self._supervision()))
+        self._publish(replace(self._overview, devices=tuple(self._service.devices())))
 
     # The runs -----------------------------------------------------------------------------------------------------
 
@@ -160,7 +166,6 @@ class Poller:
             latest=self._latest(jobs),
             names=self._names(jobs),
             counts=self._service.job_counts(),
-            error="",
             loaded=True,
         )
 

@@ -19,7 +19,7 @@ class Strip(Static):
 
     def show_overview(self, overview: Overview) -> None:
         """Show the machine."""
-        if not overview.loaded:
+        if not overview.loaded and not overview.error:
             self.update(Text("reading the store…", style="dim"), layout=False)
             return
         devices = Text("   ").join([_device(device) for device in overview.devices]) or Text("…", style="dim")
@@ -36,7 +36,7 @@ class Trouble(Static):
         """Show an error of the poller, or none."""
         if overview.error != self._error:
             self._error = overview.error
-            words = f"✗ {fmt.clean(overview.error)} (Below: as it was read last.)"
+            words = f"✗ {fmt.clean(overview.error)}{' (Below: as it was read last.)' if overview.loaded else ''}"
             self.update(Text(words, style="bold red") if overview.error else "")
             self.display = bool(overview.error)
 
@@ -52,6 +52,8 @@ def _device(device: Device) -> Text:
 
 
 def _queue(overview: Overview) -> Text:
+    if not overview.loaded:
+        return _supervision(overview)  # of runs nothing is known
     queued = overview.counts.get(states.QUEUED, 0) + overview.counts.get(states.PREEMPTED, 0)
     working = sum(overview.counts.get(name, 0) for name in states.ACTIVE) - overview.lost
     hidden = sum(overview.counts.values()) - len(overview.jobs)

@@ -7,8 +7,10 @@ import fcntl
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,10 @@ from engine.paths import Home
 from engine.process import Identity
 from engine.service import Service, StoreError
 from fusion_tui import actions
+from fusion_tui import format as fmt
+from fusion_tui.app import LEAVE_SECONDS
 from fusion_tui.daemon import SupervisorInfo
+from fusion_tui.messages import Overview, Supervision
 from fusion_tui.screens.help import HelpScreen
 from fusion_tui.screens.runs import RunsScreen
 from tests.conditions import eventually
@@ -58,8 +63,41 @@ async def test_leaving_says_that_runs_keep_going(service: Service, runs: Runs) -
     async with app.run_test(notifications=True, size=SMALL) as pilot:
         await sees(pilot, "1 running, 1 queued")
         await pilot.press("q")
-    assert app.return_value == "2 runs keep going; fusion-tui brings them back"
+    assert app.return_value == "1 run keeps going, 1 waits for a supervisor; fusion-tui starts one"
     assert [job.state for job in service.jobs()] == ["cancelled", "queued", "running"]
+
+
+RUNS = {"running": 2, "queued": 1, "completed": 4}
+WITH, WITHOUT = Supervision(running=True), Supervision(running=False)
+
+
+@pytest.mark.parametrize(
+    ("overview", "line"),
+    [
+        (Overview(), "Left before the job store was read."),
+        (Overview(error="It is busy."), "The job store could not be read; fusion-tui doctor tells more."),
+        (Overview(loaded=True, supervision=WITHOUT), "Nothing is running. fusion-tui brings your runs back."),
+        (Overview(loaded=True, counts=RUNS), "3 runs keep going; fusion-tui brings them back"),
+        (
+            Overview(loaded=True, counts=RUNS, supervision=WITH, evidence={"a": "alive", "b": "gone"}),
+            "3 runs keep going; fusion-tui brings them back",
+        ),
+        (
+            Overview(loaded=True, counts=RUNS, supervision=WITHOUT, evidence={"a": "alive", "b": "lost"}),
+            "1 run keeps going, 2 wait for a supervisor; fusion-tui starts one",
+        ),
+        (
+            Overview(loaded=True, counts={"queued": 2}, supervision=WITHOUT),
+            "2 runs wait for a supervisor; fusion-tui starts one",
+        ),
+        (
+            Overview(loaded=True, counts={"running": 1}, evidence={"a": "lost"}),
+            "1 run waits for a supervisor; fusion-tui starts one",
+        ),
+    ],
+)
+def test_the_line_that_is_left_behind_promises_no_more_than_is_known(overview: Overview, line: str) -> None:
+    assert fmt.farewell(overview) == line
 
 
 async def test_control_q_leaves_from_inside_a_field(service: Service) -> None:
@@ -156,6 +194,7 @@ async def test_every_action_can_be_carried_out_where_it_is_bound(service: Servic
 
 CHILD = """
 import sys
+import time
 from pathlib import Path
 from engine.paths import Home
 from engine.service import Service
@@ -186,6 +225,44 @@ def test_a_signal_closes_the_app_and_restores_the_terminal(
     assert said.read_text() == "1 run keeps going; fusion-tui brings it back"
     assert b"\x1b[?1049l" in seen
     assert service.jobs()[0].state == "running"
+
+
+def test_leaving_does_not_wait_for_a_call_that_stands_at_a_locked_store(
+    service: Service, runs: Runs, tmp_path: Path
+) -> None:
+    runs.start()
+    said = tmp_path / "said"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "xterm-256color"
+        os.execv(sys.executable, [sys.executable, "-c", CHILD, str(service.home.root), str(said)])
+    os.set_blocking(terminal, False)
+    seen = bytearray()
+    eventually(lambda: _read(terminal, seen) or b"a-run" in seen, within=30, what="the first paint")
+    holder = sqlite3.connect(service.home.store, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    os.write(terminal, b"s")
+    eventually(lambda: _read(terminal, seen) or b"Stop a-run" in seen, within=20, what="the question")
+    os.write(terminal, b"y")
+    os.write(terminal, b"q")
+    began = time.monotonic()
+    eventually(lambda: _read(terminal, seen) or said.exists(), within=20, what="the farewell")
+    farewell = time.monotonic() - began
+    code = eventually(lambda: _read(terminal, seen) or _ended(pid), within=20, what="the end")
+    end = time.monotonic() - began
+    holder.close()
+    os.close(terminal)
+    assert said.read_text() == "1 run keeps going; fusion-tui brings it back"
+    assert b"\x1b[?1049l" in seen
+    # The call itself would stand for the store's ten seconds; that it did stand shows in the process' end.
+    assert farewell < LEAVE_SECONDS - 0.5 < end < LEAVE_SECONDS + 3
+    assert code == [0]
+
+
+def _ended(pid: int) -> list[int]:
+    """Return a child's exit code once it ended."""
+    found, status = os.waitpid(pid, os.WNOHANG)
+    return [os.waitstatus_to_exitcode(status)] if found else []
 
 
 def test_a_terminal_that_goes_away_ends_the_app(service: Service, runs: Runs, tmp_path: Path) -> None:

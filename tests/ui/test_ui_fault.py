@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +101,8 @@ async def test_a_run_whose_worker_died_is_not_shown_as_running(
                 pilot, "▲ lost?", "worker gone, no supervisor: S starts one; the run goes on from its checkpoint"
             )
             assert "running" not in screen_text(app)
+            await pilot.press("q")
+    assert app.return_value == "1 run waits for a supervisor; fusion-tui starts one"
     assert service.job(job.id).state == "running"  # the app looked, and changed nothing
 
 
@@ -165,21 +165,17 @@ async def test_a_store_that_stays_locked_leaves_the_app_alive_and_it_recovers_by
         assert "as it was read last" not in screen_text(app)
 
 
-async def test_leaving_does_not_wait_for_a_locked_store(service: Service, runs: Runs) -> None:
+async def test_a_store_that_was_never_read_is_told_and_nothing_is_said_of_runs(service: Service, runs: Runs) -> None:
     runs.start("a-run")
+    away = service.home.store.rename(service.home.root / "away")
     app = open_app(service)
-    holder = sqlite3.connect(service.home.store, isolation_level=None)
-    began = 0.0
     async with app.run_test(notifications=True, size=SMALL) as pilot:
-        await sees(pilot, "a-run")
-        holder.execute("BEGIN EXCLUSIVE")
-        await sees(pilot, "is busy")
-        await pilot.press("2")
-        began = time.monotonic()
-        await pilot.press("ctrl+q")
-    await asyncio.get_running_loop().run_in_executor(None, lambda: None)
-    assert time.monotonic() - began < 5, "the store's own patience is 10 s"
-    holder.close()
+        await sees(pilot, "✗ The data folder", "is gone", "▲ no supervisor")
+        assert "0 running" not in screen_text(app)
+        assert "as it was read last" not in screen_text(app)
+        await pilot.press("q")
+    assert app.return_value == "The job store could not be read; fusion-tui doctor tells more."
+    away.rename(service.home.store)
 
 
 async def test_a_read_only_store_is_shown_and_each_acting_key_says_why_it_does_nothing(

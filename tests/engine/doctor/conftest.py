@@ -13,17 +13,37 @@ import pytest
 from engine import atomic, process
 from engine.doctor import examination, software
 from engine.doctor.finding import Finding, Machine
+from engine.paths import Home
 from engine.process import Identity
 from engine.resources import Device
 from engine.service import Service
 from engine.settings import Settings
-from store import attempts
+from store import attempts, catalog, db
 from store.jobs import Job
-from tests.engine.conftest import request_for, start
+from tests.engine.conftest import Clock, request_for, start
+from tests.store.entries import base_model, dataset
 
 CPU = Device("cpu", "CPU, 2 cores", 1, 10)
 CARD = Device("cuda:0", "A card", 1, 10)
 DEAD = Identity(process.boot_id(), 2**22 + 1, 1)
+
+
+@pytest.fixture(params=["DELETE", "WAL"])
+def journal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The store's journal mode, each in turn, whichever this SQLite would have."""
+    monkeypatch.setattr(db, "wal_is_safe", lambda version: request.param == "WAL")
+    return str(request.param)
+
+
+@pytest.fixture
+def service(journal: str, tmp_path: Path, clock: Clock) -> Iterator[Service]:
+    """A service on a fresh data folder, in each of the journal's modes."""
+    opened = Service(Home(tmp_path / "home"), config=Settings(), clock=clock)
+    with opened.store.write() as writer:
+        catalog.add_base_model(writer, base_model())
+        catalog.add_dataset(writer, dataset())
+    yield opened
+    opened.close()
 
 
 @pytest.fixture
@@ -60,10 +80,15 @@ def job(service: Service) -> Job:
 
 
 def contents(root: Path) -> dict[str, tuple[int, int, bytes]]:
-    """Return every file and folder with its times and content."""
+    """Return every file and folder with its times and content.
+
+    Of the index of a log only that it is there: in it SQLite's readers tell each other how far they have read.
+    """
     found = sorted(root.rglob("*"))
     return {
         str(one): (one.stat().st_mode, one.stat().st_mtime_ns, one.read_bytes() if one.is_file() else b"")
+        if not one.name.endswith("-shm")
+        else (one.stat().st_mode, 0, b"")
         for one in found
     }
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
 import pytest
@@ -18,6 +20,7 @@ from engine.doctor.finding import Machine
 from engine.paths import Home
 from engine.service import Service
 from store.jobs import Job
+from store.library import Database
 from tests.conditions import eventually
 from tests.engine.doctor.conftest import (
     DEAD,
@@ -55,6 +58,31 @@ def test_a_worker_that_no_open_attempt_knows_is_told_by_its_number(machine: Mach
     finally:
         stray.kill()
         stray.wait()
+
+
+def test_a_worker_that_ends_between_the_looks_at_processes_and_store_is_no_finding(machine: Machine, job: Job) -> None:
+    directory = machine.home.attempt(job.id, 1)
+    directory.mkdir(parents=True)
+    # Its command line is what counts; the directory is where the worker would look for its task.
+    ending = subprocess.Popen([sys.executable, "-m", "engine.trainer", str(directory)], stdin=subprocess.PIPE)
+    ending.send_signal(signal.SIGSTOP)  # so that it is there for as long as the test wants
+
+    class Ending(Machine):
+        """A machine whose worker ends just before the store is read."""
+
+        @contextmanager
+        def store(self) -> Iterator[Database | None]:
+            ending.kill()
+            ending.wait()
+            with super().store() as opened:
+                yield opened
+
+    try:
+        eventually(lambda: background._worker_processes(machine.home.root / "runs"), within=10, what="the worker")
+        assert [finding.level for finding in of(background.workers, Ending(machine.home))] == ["ok"]
+    finally:
+        ending.kill()
+        ending.wait()
 
 
 def test_a_supervisor_that_was_killed_leaves_its_note_and_that_is_told(machine: Machine) -> None:
@@ -97,9 +125,48 @@ def test_an_api_that_does_not_answer_is_told(machine: Machine) -> None:
     assert "does not answer" in trouble(background.supervisor, machine).seen
 
 
-def test_a_port_in_use_is_told_with_its_owner(machine: Machine) -> None:
+def serve(answer: bytes) -> socket.socket:
+    """Listen as the API would, and give every caller the same answer."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def answered() -> None:
+        with suppress(OSError):
+            while True:
+                caller, _ = server.accept()
+                with caller:
+                    caller.recv(4096)
+                    caller.sendall(answer)
+
+    threading.Thread(target=answered, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("answer", "level"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n{}", "ok"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "warning"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{", "warning"),
+    ],
+    ids=["the API", "no HTTP", "cut short"],
+)
+def test_the_api_is_asked_directly_and_what_answers_as_it_does_not_is_told(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, answer: bytes, level: str
+) -> None:
+    monkeypatch.setattr("urllib.request._opener", None)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serve(answer) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        atomic.write_json(machine.home.supervisor_info, {**asdict(myself()), "url": url})
+        found = of(background.supervisor, machine)[-1]
+        assert (found.name, found.level, "answers" in found.seen) == ("api", level, level == "ok")
+
+
+def test_a_port_in_use_is_told(machine: Machine) -> None:
     with socket.create_server(("127.0.0.1", machine.settings.port)):
-        assert f"(pid {os.getpid()})" in trouble(background.port, machine).seen
+        assert "is in use" in trouble(background.port, machine).seen
     assert of(background.port, machine)[0].level == "ok"
 
 

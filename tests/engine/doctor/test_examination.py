@@ -10,6 +10,7 @@ import pytest
 from engine.doctor import examination, software
 from engine.doctor.finding import Finding, Machine
 from engine.paths import Home
+from engine.service import Service
 from engine.settings import Settings
 from fusion_tui.cli import doctor
 from tests.engine.doctor.conftest import (
@@ -25,6 +26,13 @@ def test_a_fresh_data_folder_is_well_and_is_left_as_it_is(machine: Machine) -> N
     # The catalogue's rows of this test have no files; no run waits for them.
     assert [finding for finding in found if finding.level != "ok" and finding.name != "catalogue"] == []
     assert {finding.name for finding in found} > {"store", "disk", "supervisor", "workers", "checkpoints", "leftovers"}
+    assert contents(machine.home.root) == before
+
+
+def test_a_data_folder_that_nobody_has_open_is_left_as_it_is(machine: Machine, service: Service) -> None:
+    service.close()
+    before = contents(machine.home.root)
+    assert {finding.level for finding in without_training(machine) if finding.name == "store"} == {"ok"}
     assert contents(machine.home.root) == before
 
 
