@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from engine import process
+from engine import evidence, process
 from engine.process import Identity
 from engine.service import Job, Service
 from fusion_tui import daemon
@@ -89,9 +89,7 @@ class Supervised:
 
         def known() -> Identity | None:
             attempt = attempts.get(self.service.store.read(), job_id, self.job(job_id).fence)
-            if attempt is None or attempt.pid is None or attempt.ended_at is not None:
-                return None
-            return Identity(attempt.boot_id or "", attempt.pid, attempt.start_ticks or 0)
+            return evidence.worker(attempt) if attempt and attempt.ended_at is None else None
 
         return eventually(known, what="a worker")
 
@@ -107,5 +105,5 @@ class Supervised:
             self._process.terminate()
             self._process.wait(timeout=20)
         for attempt in attempts.open_attempts(self.service.store.read()):
-            if attempt.pid:
-                process.send(Identity(attempt.boot_id or "", attempt.pid, attempt.start_ticks or 0), signal.SIGKILL)
+            if identity := evidence.worker(attempt):
+                process.send(identity, signal.SIGKILL)

@@ -11,16 +11,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
+import uuid
 from pathlib import Path
 
+from engine import evidence, process
 from engine.paths import Home
 from engine.service import Service
 from engine.settings import Settings
 from fusion_tui import daemon
 from fusion_tui.app import FusionApp
+from store import attempts
 
 SIZES = ((80, 24), (160, 45))
 # The keys that lead from home to each screen.
@@ -29,8 +34,12 @@ SCREENS = {
     "run": ("enter",),
     "result": ("enter", "right", "right", "right", "right"),
     "new": ("n",),
+    "datasets": ("2",),
+    "mask": ("2", "enter"),
     "help": ("question_mark",),
+    "lost": (),
 }
+MASK_SECONDS = 30.0  # the trainer reads the rows: seconds of loading
 
 
 def draw(svg: str, target: Path) -> None:
@@ -49,8 +58,22 @@ async def shoot(service: Service, name: str, size: tuple[int, int], out: Path) -
         for key in SCREENS[name]:
             await pilot.press(key)
             await pilot.pause(1.0)
-        await pilot.pause(1.5)
+        await pilot.pause(MASK_SECONDS if name == "mask" else 1.5)
         draw(app.export_screenshot(), out / f"{name}-{size[0]}x{size[1]}.png")
+
+
+def lose_a_run(service: Service) -> None:
+    """Begin a run, then kill its supervisor and its worker, so that nobody is left who knows of it."""
+    request = {"type": "finetune", "idempotency_key": uuid.uuid4().hex, "base_model_id": "starter"}
+    job = service.submit({**request, "dataset_id": "starter", "hyperparams": {"steps": 2000}}).job
+    while service.job(job.id).step < 20:
+        time.sleep(0.2)
+    (attempt,) = attempts.open_attempts(service.store.read())
+    for identity in (evidence.supervisor(service.home), evidence.worker(attempt)):
+        assert identity is not None
+        process.send(identity, signal.SIGKILL)
+        while process.is_alive(identity):
+            time.sleep(0.05)
 
 
 def main() -> None:
@@ -68,6 +91,8 @@ def main() -> None:
         daemon.ensure_running(home)
         service = Service(home, config=Settings())
         for name in SCREENS:
+            if name == "lost":
+                lose_a_run(service)
             for size in SIZES:
                 asyncio.run(shoot(service, name, size, asked.out))
         service.close()
