@@ -95,7 +95,9 @@ class FusionApp(App[str | None]):
         """Say that an app is open, and begin to look."""
         self._tell_open()
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(_Threads(thread_name_prefix="app"))
+        if self._has_process:
+            # Elsewhere the store is closed after the app, which no thread may survive that still reads it.
+            loop.set_default_executor(_Threads(thread_name_prefix="app"))
         told = partial(self._told_to_go, loop)
         self._handlers = {number: signal.signal(number, told) for number in (signal.SIGHUP, signal.SIGTERM)}
         self.run_worker(self.poller.run, thread=True, name="poller", exit_on_error=False)

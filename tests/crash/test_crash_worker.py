@@ -45,7 +45,7 @@ def test_a_killed_worker_resumes_and_its_losses_equal_those_of_a_run_left_alone(
 
 
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(supervised: Supervised) -> None:
-    job = supervised.submit(steps=400)
+    job = supervised.submit(steps=250)
     supervised.until_step(job.id, 45)
     supervised.kill()
     supervised.kill_worker(job.id)
@@ -63,7 +63,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(sup
     assert "weights.safetensors" in found[0]["why"]
     resumed = [event.payload["step"] for event in events if event.kind == "resume"]
     assert resumed == [int(newest.name.removeprefix("step-")) - 10]
-    assert len(losses(supervised.service, job.id)) == 400
+    assert len(losses(supervised.service, job.id)) == 250
 
 
 def test_a_cancelled_run_saves_its_step_and_a_retry_goes_on_from_there(supervised: Supervised) -> None:

@@ -78,6 +78,7 @@ def test_the_finished_model_can_be_trained_again(shell: Shell, job: dict[str, ob
     assert lineage[0]["base_model_id"] == job["output_model_id"]
 
 
+@pytest.mark.slow
 def test_on_real_rows_packed_loss_and_gradients_are_those_of_rows_alone(smollm2: Path, tmp_path: Path) -> None:
     import torch
     from torch.nn import functional
