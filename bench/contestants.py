@@ -17,8 +17,8 @@ from typing import Any
 
 from bench.watch import Watched, watch
 from engine import journal, process, resources
+from engine.hyperparams import FinetuneHyperparams
 from engine.order import GATE, JOURNAL, Order
-from engine.specs import FinetuneHyperparams
 
 ROOT = Path(__file__).parents[1]
 LR, SEED, RANK, ALPHA = 2e-4, 0, 32, 32

@@ -1,4 +1,4 @@
-"""Job types: what a request may say, its defaults, and its canonical form.
+"""Job types: what a request may say, and its canonical form.
 
 The rule: a job is described by a validated `JobRequest` or not at all; every face submits through it.
 Field names and defaults are those of the fusion dialect; what that leaves open is this project's choice.
@@ -10,91 +10,22 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from engine.errors import Fault, InvalidRequest
-from engine.paths import NAME_PATTERN
+from engine.hyperparams import (
+    HYPERPARAMS,
+    ContractHyperparams,
+    FinetuneHyperparams,
+    Hyperparams,
+    TrainHyperparams,
+)
 
-
-class FinetuneHyperparams(BaseModel):
-    """Settings of a `finetune` job.
-
-    One optimiser step sees `batch_size * grad_accum` packed sequences of `seq_len` tokens.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    steps: int = Field(2000, ge=1, le=10_000_000, description="Optimiser steps.")
-    lr: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
-    seq_len: int = Field(1024, ge=16, le=1_048_576, description="Tokens per packed sequence.")
-    batch_size: int = Field(1, ge=1, le=4096, description="Packed sequences per forward pass.")
-    grad_accum: int = Field(1, ge=1, le=4096, description="Forward passes per optimiser step.")
-    training_type: Literal["lora", "full"] = Field("lora", description="Train adapters, or every weight.")
-    load_in_4bit: bool = Field(False, description="QLoRA: hold the frozen weights in 4 bits (NF4).")
-    lora_rank: int = Field(32, ge=1, le=1024, description="Rank of the adapters.")
-    lora_alpha: float = Field(32.0, gt=0, le=4096, description="Adapters are scaled by alpha / rank.")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before each adapter.")
-    lr_scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="Shape after the warm-up.")
-    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which lr rises to its peak.")
-    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
-        "adamw", description="AdamW with state in 32 or 8 bits; paged: the state moves to main memory under pressure."
-    )
-    gradient_checkpointing: Literal["none", "selective", "full"] = Field(
-        "none", description="Recompute activations in the backward pass: less memory, more time."
-    )
-    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW's decoupled weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this norm.")
-    neftune_alpha: float = Field(0.0, ge=0, le=1000, description="Noise on the embeddings in training; 0: off.")
-    packing: bool = Field(True, description="Several rows in one sequence; attention never crosses rows.")
-    loss_on: Literal["answers", "all"] = Field("answers", description="Train on answers alone, or on every token.")
-    drop_bad_rows: bool = Field(False, description="Leave out rows that cannot be trained on, and count them.")
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="Order of rows, split, initial adapters.")
-    val_fraction: float = Field(0.05, gt=0, lt=0.9, description="Share of the rows held out for evaluation.")
-    eval_steps: int = Field(
-        0, ge=0, description="Evaluate every so many steps; 0: ten times a run, 25 steps apart or more."
-    )
-    early_stopping_patience: int = Field(
-        0, ge=0, le=1000, description="Stop after so many evaluations without a better loss; 0: never."
-    )
-    early_stopping_min_delta: float = Field(1e-4, ge=0, le=10, description="What counts as better, in nats.")
-    save_steps: int = Field(100, ge=1, description="Checkpoint every so many steps.")
-    torch_compile: bool = Field(False, description="Compile each decoder layer: a minute at the start, then faster.")
-    deterministic: bool = Field(False, description="Bitwise repeatable on a card too, at some cost in speed.")
-    output_name: str | None = Field(None, pattern=NAME_PATTERN, description="Name of the new model.")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        wants_bool = cls.model_fields[info.field_name or ""].annotation is bool
-        if isinstance(value, bool) and not wants_bool:
-            raise ValueError("true and false are no numbers")
-        if isinstance(value, int) and not isinstance(value, bool) and wants_bool:
-            raise ValueError("must be true or false")
-        return value
-
-    @model_validator(mode="after")
-    def _four_bits_are_frozen(self) -> FinetuneHyperparams:
-        if self.load_in_4bit and self.training_type == "full":
-            raise ValueError("weights in 4 bits cannot learn: use training_type lora, or load_in_4bit false")
-        return self
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole job."""
-        return self.steps
-
-    @property
-    def eval_interval(self) -> int:
-        """Steps between two evaluations."""
-        return self.eval_steps or max(25, self.steps // 10)
-
-
-# What a type of job needs: its settings. The types that api.md names but no verb carries out yet are listed too,
-# so that the answer to them is true.
-HYPERPARAMS: dict[str, type[FinetuneHyperparams]] = {"finetune": FinetuneHyperparams}
-PLANNED = ("train", "contract", "align")
+# Types that api.md names but no verb carries out yet, so that the answer to them is true.
+PLANNED = ("align",)
+OUTPUT_OF = "@"  # before the name of a job: the model that it makes
 
 
 class JobRequest(BaseModel):
@@ -102,12 +33,17 @@ class JobRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    type: str = Field(description="finetune")
+    type: str = Field(description="train, finetune or contract")
     idempotency_key: str = Field(min_length=1, max_length=200)
-    base_model_id: str | None = Field(None, min_length=1, max_length=200, description="Model to start from.")
+    base_model_id: str | None = Field(
+        None, min_length=1, max_length=200, description="Model to start from; @JOB is the one that a job makes."
+    )
     source_model_id: str | None = Field(None, min_length=1, max_length=200, description="One of your own models.")
     dataset_id: str | None = Field(None, min_length=1, max_length=200)
-    hyperparams: FinetuneHyperparams = Field(default_factory=FinetuneHyperparams)  # type: ignore[arg-type]
+    after: str | None = Field(
+        None, min_length=1, max_length=200, description="Job that must be completed before this one starts."
+    )
+    hyperparams: Hyperparams = Field(default_factory=Hyperparams)  # type: ignore[arg-type]
     name: str | None = Field(None, min_length=1, max_length=100)
     tags: list[str] = Field(default_factory=list, max_length=32)
     notes: str = Field("", max_length=10_000)
@@ -126,10 +62,42 @@ class JobRequest(BaseModel):
         """The model to start from, whichever field named it."""
         return self.base_model_id or self.source_model_id
 
+    @property
+    def predecessor(self) -> str | None:
+        """The job whose model this one starts from, as named; None where it starts from one that is there."""
+        reference = self.model_reference or ""
+        return reference.removeprefix(OUTPUT_OF) if reference.startswith(OUTPUT_OF) else None
+
     def payload_hash(self) -> str:
         """SHA-256 of the canonical form: equal for equal requests, whatever the order of their fields."""
-        canonical = json.dumps(self.model_dump(exclude={"idempotency_key"}), sort_keys=True, separators=(",", ":"))
+        values = self.model_dump(exclude={"idempotency_key"} | ({"after"} if self.after is None else set()))
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class TrainRequest(JobRequest):
+    """A request to grow a model and train what is new."""
+
+    hyperparams: TrainHyperparams = Field(default_factory=TrainHyperparams)  # type: ignore[arg-type]
+
+
+class FinetuneRequest(JobRequest):
+    """A request to adapt a model."""
+
+    hyperparams: FinetuneHyperparams = Field(default_factory=FinetuneHyperparams)  # type: ignore[arg-type]
+
+
+class ContractRequest(JobRequest):
+    """A request to shrink a model."""
+
+    hyperparams: ContractHyperparams = Field(default_factory=ContractHyperparams)  # type: ignore[arg-type]
+
+
+REQUESTS: dict[str, type[JobRequest]] = {
+    "train": TrainRequest,
+    "finetune": FinetuneRequest,
+    "contract": ContractRequest,
+}
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -137,11 +105,17 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(known))}"
 
 
-def _fault(error: Mapping[str, Any]) -> Fault:
+def _fault(error: Mapping[str, Any], type: str) -> Fault:
     loc = tuple(error["loc"])
     if error["type"] == "extra_forbidden":
-        owner = FinetuneHyperparams if loc[0] == "hyperparams" and len(loc) > 1 else JobRequest
-        return Fault(loc, f"unknown field{_nearest(str(loc[-1]), list(owner.model_fields))}", error["type"])
+        owner = HYPERPARAMS[type] if loc[0] == "hyperparams" and len(loc) > 1 else JobRequest
+        nearest = _nearest(str(loc[-1]), list(owner.model_fields))
+        others = [name for name, kind in HYPERPARAMS.items() if loc[-1] in kind.model_fields]
+        if owner is not JobRequest and others:
+            message = f"a {type} job has no such setting ({' and '.join(others)} jobs have){nearest}"
+        else:
+            message = f"unknown field{nearest}"
+        return Fault(loc, message, error["type"])
     message = str(error["msg"]).removeprefix("Value error, ")
     value = error.get("input")
     shown = f" (got {value!r})" if isinstance(value, str | int | float) and error["type"] != "value_error" else ""
@@ -161,14 +135,24 @@ def parse(payload: Mapping[str, Any]) -> JobRequest:
                 [Fault(("hyperparams", "source_model_id"), "differs from the source_model_id above it")]
             )
         values |= {"source_model_id": inner, "hyperparams": rest}
+    kind = str(values.get("type"))
     try:
-        request = JobRequest.model_validate(values)
+        request = REQUESTS.get(kind, JobRequest).model_validate(values)
     except ValidationError as error:
-        raise InvalidRequest([_fault(dict(item)) for item in error.errors()]) from None
+        faults = [_fault(dict(item), kind) for item in error.errors()]
+        if kind not in REQUESTS:
+            # What its settings may be, nobody knows.
+            faults = [fault for fault in faults if fault.loc[0] != "hyperparams"]
+        raise InvalidRequest(faults) from None
     faults = []
     if not request.model_reference:
-        faults.append(Fault(("base_model_id",), "name the model to start from", "missing"))
-    if not request.dataset_id:
+        field = "source_model_id" if request.type == "contract" else "base_model_id"
+        faults.append(Fault((field,), "name the model to start from", "missing"))
+    if request.type == "contract":
+        if request.dataset_id is not None:
+            message = "a contract job takes no dataset: the model writes its own text. Leave it out"
+            faults.append(Fault(("dataset_id",), f"{message}; to report on one, set hyperparams.eval_dataset_id"))
+    elif not request.dataset_id:
         faults.append(Fault(("dataset_id",), "name the dataset to train on", "missing"))
     if request.base_model_id and request.source_model_id:
         faults.append(Fault(("source_model_id",), "give base_model_id or source_model_id, not both"))

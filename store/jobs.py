@@ -51,6 +51,8 @@ class Job:
     started_at: float | None
     finished_at: float | None
     plan: dict[str, Any] | None = None  # the memory plan as of the submit
+    after_id: str | None = None  # the job that must be completed before this one starts
+    done: float | None = None  # share of the work, as the worker says where steps do not tell
 
     @property
     def finished(self) -> bool:
@@ -59,9 +61,11 @@ class Job:
 
     @property
     def progress(self) -> float:
-        """Share of the optimiser steps done, 0 to 1."""
+        """Share of the work done, 0 to 1: as the worker says, else of the optimiser steps."""
         if self.state == states.COMPLETED:
             return 1.0
+        if self.done is not None:
+            return self.done
         return min(self.step / self.total_steps, 1.0) if self.total_steps else 0.0
 
 
@@ -101,6 +105,7 @@ def insert(
     total_steps: int,
     now: float,
     plan: Mapping[str, Any] | None = None,
+    after_id: str | None = None,
 ) -> Job:
     """Add a queued job with its first event."""
     insert_row(
@@ -122,6 +127,7 @@ def insert(
             "total_steps": total_steps,
             "created_at": now,
             "plan": json.dumps(dict(plan)) if plan else None,
+            "after_id": after_id,
         },
     )
     add_event(db, id, "state", {"from": None, "to": states.QUEUED}, now=now)

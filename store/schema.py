@@ -217,7 +217,13 @@ ALTER TABLE attempts ADD COLUMN exit_code INTEGER;
 ALTER TABLE checkpoints ADD COLUMN pinned INTEGER NOT NULL DEFAULT 0;
 """
 
-MIGRATIONS: tuple[str, ...] = (FIRST, SECOND, THIRD)
+# The job that a job starts after; how much of its work a worker says is done, where steps do not tell.
+FOURTH = """
+ALTER TABLE jobs ADD COLUMN after_id TEXT;
+ALTER TABLE jobs ADD COLUMN done REAL;
+"""
+
+MIGRATIONS: tuple[str, ...] = (FIRST, SECOND, THIRD, FOURTH)
 
 
 def applied(db: Database) -> int:

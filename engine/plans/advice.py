@@ -16,6 +16,7 @@ from engine import specs
 from engine.catalog import AnyModel, find_dataset, find_model
 from engine.data import lengths
 from engine.errors import EngineError, Fault, InvalidRequest, UnknownReference
+from engine.hyperparams import HYPERPARAMS, FinetuneHyperparams
 from engine.plans.planning import MemoryReport, remedy
 from engine.plans.recommend import (
     FINETUNE,
@@ -189,9 +190,9 @@ def _shrunk(
 
 def _planned(type: str) -> tuple[str, ...]:
     """Say so where jobs of this type cannot be submitted yet."""
-    if type in specs.HYPERPARAMS:
+    if type in HYPERPARAMS:
         return ()
-    return (f"This version runs {', '.join(specs.HYPERPARAMS)} jobs: ask for one of those with the field type.",)
+    return (f"This version runs {', '.join(HYPERPARAMS)} jobs: ask for one of those with the field type.",)
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class RateWarning:
         )
 
 
-def rate_warning(model: AnyModel, dataset: Dataset, settings: specs.FinetuneHyperparams) -> RateWarning | None:
+def rate_warning(model: AnyModel, dataset: Dataset, settings: FinetuneHyperparams) -> RateWarning | None:
     """Return what is to be said of a job's learning rate, or None where it is in order.
 
     Outside the sizes that the rate was measured on, only a rate beyond REFUSE_ABOVE is warned of and none refused: on

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from engine.plans.model_shape import Shape
 
 if TYPE_CHECKING:
-    from engine.specs import FinetuneHyperparams
+    from engine.hyperparams import FinetuneHyperparams
 
 DeviceType = Literal["cuda", "mps", "cpu"]
 

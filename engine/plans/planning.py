@@ -24,7 +24,7 @@ from store import memory_peaks
 from store.library import Database
 
 if TYPE_CHECKING:
-    from engine.specs import FinetuneHyperparams
+    from engine.hyperparams import FinetuneHyperparams
 
 RUNS_REMEMBERED = 5
 # Main memory gives way a little: caches are dropped and idle pages swapped. A card's does not.

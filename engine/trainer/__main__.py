@@ -10,14 +10,19 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from engine import atomic
 from engine.errors import DiskFailed, EngineError, NoSpace
 from engine.journal import JournalLost, JournalWriter
 from engine.order import GATE, JOURNAL, NOT_ADMITTED, UNTOLD, Order
+
+if TYPE_CHECKING:
+    from engine.trainer.reporter import Reporter
+    from engine.trainer.run import StopFlag
 
 GATE_SECONDS = 30.0
 # Given up when the disk is full, so that the journal can still say so; random, for zeros may take no room.
@@ -73,10 +78,8 @@ def carry_out(order: Order, journal: JournalWriter, ballast: Path) -> None:
         reporter.state("staging", "loading the training libraries")
         from transformers.utils import logging
 
-        from engine.trainer import finetune
-
         logging.disable_progress_bar()
-        finetune.run_job(order, reporter, stop)
+        verb(order.type)(order, reporter, stop)
     except JournalLost:
         raise
     except BaseException as error:  # noqa: BLE001  (the edge of the process: also a library's exit or panic is recorded)
@@ -94,6 +97,17 @@ def carry_out(order: Order, journal: JournalWriter, ballast: Path) -> None:
         atomic.discard(ballast)
         reporter.end(*ending)
     atomic.discard(ballast)
+
+
+def verb(type: str) -> Callable[[Order, Reporter, StopFlag], None]:
+    """Return what carries out jobs of a type: a file for each."""
+    if type == "train":
+        from engine.trainer.train import run_job
+    elif type == "contract":
+        from engine.trainer.contract.job import run_job
+    else:
+        from engine.trainer.finetune import run_job
+    return run_job
 
 
 def ending_of(error: BaseException, order: Order) -> Ending:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from engine import atomic
+from engine.hyperparams import FinetuneHyperparams
 from engine.order import Order
-from engine.specs import FinetuneHyperparams
 from engine.trainer import device as devices
 from engine.trainer import evaluate, kernels, loop, lora, models, optimizer
 from engine.trainer.checkpoint import LoopState
@@ -102,6 +104,22 @@ def result_of(run: Run, state: LoopState, params: int) -> dict[str, Any]:
     }
 
 
+def finished(order: Order, run: Run, settings: FinetuneHyperparams, staged: Path) -> tuple[Any, torch.dtype]:
+    """Return the model to publish and its type; adapters are saved in `staged` and merged. The run's model is given up.
+
+    Adapters are merged onto the weights as they were stored, never onto what 4 bits left of them.
+    """
+    dtype = models.sixteen_bits(run.model, run.corpus.validation[0][0].ids, run.device)
+    if settings.training_type == "full":
+        return run.model, dtype
+    atomic.step(run.model.save_pretrained, staged / "adapter", safe_serialization=True)
+    run.optimizer.state.clear()
+    models.release(run.model)
+    devices.free_memory(run.device)
+    run.reporter.activity("merging the adapter into the model")
+    return lora.merge(models.load_model(Path(order.model_path), "auto"), staged / "adapter", dtype), dtype
+
+
 def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     """Carry out a finetune order from start or newest checkpoint to the published model."""
     settings = FinetuneHyperparams.model_validate(order.hyperparams)
@@ -131,7 +149,7 @@ def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     state.samples["sample_after"] = evaluate.sample(run.model, tokenizer, prompt, run.device)
     reporter.state("uploading", "writing the finished model")
     result = result_of(run, state, params)
-    publish(order, run, tokenizer, result, state.curve)
+    publish(order, reporter, tokenizer, partial(finished, order, run, settings), result=result, curve=state.curve)
     peak.passed("publishing")
     if state.step > began:
         # A run that was resumed after its last step knows nothing of the memory that its steps took.

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from engine import atomic, journal, manifest, pins
+from engine.hyperparams import LoopHyperparams
 from engine.order import JOURNAL
-from engine.specs import FinetuneHyperparams
 from engine.trainer import checkpoint, evaluate, guard, ladder, models
 from engine.trainer import device as devices
 from engine.trainer.checkpoint import LoopState
@@ -149,7 +149,7 @@ def train(run: Run, state: LoopState) -> LoopState:
     before, first, saved = state.seconds, state.step, 0.0
     begin(run, state)
     probe(run, state)
-    while state.step < settings.steps and not has_enough(run, state):
+    while state.step < settings.total_steps and not has_enough(run, state):
         if run.stop.requested:
             # After a no-number the weights may be spoilt: the checkpoint before is the better one.
             if state.step and not state.guard.no_numbers:
@@ -185,7 +185,7 @@ def train(run: Run, state: LoopState) -> LoopState:
             **done.parts,
             "save_s": saved,  # before this step: a point is written before its checkpoint, so that none is ever lost
         }
-        last, best = step == settings.steps, False
+        last, best = step == settings.total_steps, False
         points = [point]
         if last or (step % settings.eval_interval == 0 and not state.guard.no_numbers):
             # Before the step's own point, so that who asks for "newer than this step" has both or neither.
@@ -193,7 +193,7 @@ def train(run: Run, state: LoopState) -> LoopState:
             state.guard.no_numbers = 0  # the weights gave a number: they are sound
             best = improved(run, state) and settings.early_stopping_patience > 0
         # Saves and evaluations are part of what is left, so the estimate is over the wall clock.
-        point["eta_s"] = (time.monotonic() - begun) / (step - first) * (settings.steps - step)
+        point["eta_s"] = (time.monotonic() - begun) / (step - first) * (settings.total_steps - step)
         run.reporter.points(points)
         saving = time.monotonic()
         # A run of no-numbers may mean that the weights are spoilt: such a state is never the newest checkpoint.
@@ -201,7 +201,7 @@ def train(run: Run, state: LoopState) -> LoopState:
         if (step % settings.save_steps == 0 or best or ends) and not state.guard.no_numbers:
             save(run, state, rate)
         saved = time.monotonic() - saving
-    if has_enough(run, state) and state.step < settings.steps:
+    if has_enough(run, state) and state.step < settings.total_steps:
         run.reporter.event("early_stop", step=state.step, best_step=state.best_step)
         run.reporter.log(f"Stopped early: no better held-out loss in {state.stale} evaluations.")
     state.seconds = before + time.monotonic() - begun
@@ -223,10 +223,10 @@ def take_best(run: Run, state: LoopState) -> LoopState:
     return best
 
 
-def _rate(settings: FinetuneHyperparams, state: LoopState, step: int) -> float:
+def _rate(settings: LoopHyperparams, state: LoopState, step: int) -> float:
     return state.lr_scale * learning_rate(
         step,
-        steps=settings.steps,
+        steps=settings.total_steps,
         peak=settings.lr,
         shape=settings.lr_scheduler,
         warmup_ratio=settings.warmup_ratio,

@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers.activations import SiLUActivation
 
 from engine.errors import Unsupported
-from engine.specs import FinetuneHyperparams
+from engine.hyperparams import FinetuneHyperparams
 from engine.trainer import models
 
 Dense = Callable[[], torch.Tensor]

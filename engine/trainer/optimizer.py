@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from engine.errors import Unsupported
-from engine.specs import FinetuneHyperparams
+from engine.hyperparams import LoopHyperparams
 
 BETAS = (0.9, 0.999)
 STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # for each parameter that learns
@@ -21,7 +21,7 @@ def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def make(model: torch.nn.Module, settings: FinetuneHyperparams, device: torch.device) -> torch.optim.Optimizer:
+def make(model: torch.nn.Module, settings: LoopHyperparams, device: torch.device) -> torch.optim.Optimizer:
     """Return the optimiser over the parameters that learn; norms and biases are not decayed.
 
     Raises Unsupported, naming the setting, where this device has no such optimiser.

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import torch
 
 from engine import atomic, manifest, resources
 from engine.order import Order
-from engine.trainer import device as devices
-from engine.trainer import lora, models
-from engine.trainer.run import Run
+from engine.trainer import models
+from engine.trainer.reporter import Reporter
 
 CURVE_ROWS = 30
 
+# Given the folder that will be the model's: returns the finished model and the 16-bit type to write it in. It may put
+# more into the folder, and give up what it was made of.
+Finish: TypeAlias = "Callable[[Path], tuple[Any, torch.dtype]]"
 
-def publish(order: Order, run: Run, tokenizer: Any, result: dict[str, Any], curve: list[tuple[int, float]]) -> None:
-    """Write the model of a run and report it; the run's weights are given up on the way.
 
-    Raises NoSpace, DiskFailed, with nothing half done left behind.
-    """
+def publish(
+    order: Order,
+    reporter: Reporter,
+    tokenizer: Any,
+    finish: Finish,
+    *,
+    result: dict[str, Any],
+    curve: list[tuple[int, float]],
+) -> None:
+    """Write the model of a job and report it. Raises NoSpace, DiskFailed, with nothing half done left behind."""
     final = Path(order.output_path)
     # Those of attempts that died while they wrote are of no use to anyone.
     for left in final.parent.glob(f".{final.name}.stage-*"):
@@ -27,27 +38,21 @@ def publish(order: Order, run: Run, tokenizer: Any, result: dict[str, Any], curv
     staged = final.with_name(f".{final.name}.stage-{order.fence}")
     with atomic.telling(f"publishing the model {order.output_name}", final.parent):
         try:
-            _publish(order, run, tokenizer, {"curve": curve, "result": result}, staged)
+            _publish(order, reporter, tokenizer, staged, finish, outcome={"curve": curve, "result": result})
         except BaseException:
             atomic.discard(staged)
             raise
 
 
-def _publish(order: Order, run: Run, tokenizer: Any, outcome: dict[str, Any], staged: Path) -> None:
-    final, model = Path(order.output_path), run.model
+def _publish(
+    order: Order, reporter: Reporter, tokenizer: Any, staged: Path, finish: Finish, *, outcome: dict[str, Any]
+) -> None:
+    final = Path(order.output_path)
     params = int(outcome["result"]["params_after"])
     resources.need_space(final.parent, 2 * params, f"the model {order.output_name}")
     atomic.step(staged.mkdir, mode=0o700)
-    dtype = models.sixteen_bits(model, run.corpus.validation[0][0].ids, run.device)
-    if run.settings.training_type == "lora":
-        atomic.step(model.save_pretrained, staged / "adapter", safe_serialization=True)
-        run.optimizer.state.clear()
-        models.release(model)
-        devices.free_memory(run.device)
-        run.reporter.activity("merging the adapter into the model")
-        # Onto the weights as they were stored, never onto what 4 bits left of them.
-        model = lora.merge(models.load_model(Path(order.model_path), "auto"), staged / "adapter", dtype)
-    run.reporter.activity("writing the finished model")
+    model, dtype = finish(staged)
+    reporter.activity("writing the finished model")
     models.save(model, tokenizer, staged, dtype)
     facts = {
         "type": order.type,
@@ -64,7 +69,7 @@ def _publish(order: Order, run: Run, tokenizer: Any, outcome: dict[str, Any], st
     manifest.seal(staged, {"job_id": order.job_id, "params": params})
     # An earlier attempt may have died between publishing and saying so; this one made the same model.
     atomic.publish(staged, final, replace=True)
-    run.reporter.model(
+    reporter.model(
         {
             "id": order.output_id,
             "name": order.output_name,

@@ -24,9 +24,13 @@ class Reporter:
         """Enter a state of the job's life; `activity` says in a few words what is being done."""
         self._journal.append("state", {"to": to, "activity": activity})
 
-    def activity(self, text: str) -> None:
-        """Say what is being done, without a change of state."""
-        self._journal.append("activity", {"text": text})
+    def activity(self, text: str, *, done: float | None = None, eta_s: float | None = None) -> None:
+        """Say what is being done, without a change of state; where no steps tell, also what share of the job's work is
+        done (0 to 1) and the seconds that are left."""
+        told: dict[str, Any] = {"text": text}
+        if done is not None:
+            told |= {"done": round(done, 4), "eta_s": eta_s}
+        self._journal.append("activity", told)
 
     def points(self, points: list[dict[str, Any]]) -> None:
         """Report telemetry points that belong together, in one write."""

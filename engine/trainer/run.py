@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from engine.specs import FinetuneHyperparams
+from engine.hyperparams import LoopHyperparams
 from engine.trainer.data.corpora import Corpus
 from engine.trainer.objective import Objective
 from engine.trainer.reporter import Reporter
@@ -49,7 +49,7 @@ class Run:
     objective: Objective
     optimizer: torch.optim.Optimizer
     corpus: Corpus
-    settings: FinetuneHyperparams
+    settings: LoopHyperparams
     roots: tuple[Path, ...]
     keep_checkpoints: int
     reporter: Reporter

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.specs import FinetuneHyperparams
+from engine.hyperparams import LoopHyperparams, TrainHyperparams
 from engine.trainer import device as devices
 from engine.trainer import ladder, models
 from engine.trainer import optimizer as optimizers
@@ -114,10 +114,10 @@ def climb_down(run: Run, state: LoopState, step: int, reason: str) -> None:
     run.reporter.log(f"Out of memory at step {step} ({reason}): going on with {facts['rung']}; the same rows a step.")
 
 
-def _what_would_fit(settings: FinetuneHyperparams) -> str:
+def _what_would_fit(settings: LoopHyperparams) -> str:
     ways = []
-    if settings.training_type == "full":
-        ways.append("training_type lora")
+    if not settings.frozen_base:
+        ways.append("train_scope new" if isinstance(settings, TrainHyperparams) else "training_type lora")
     elif not settings.load_in_4bit:
         ways.append("load_in_4bit true")
     if settings.optimizer == "adamw":

@@ -6,8 +6,8 @@ import shlex
 
 import click
 
+from engine.hyperparams import HYPERPARAMS
 from engine.plans.recommend import DISCLAIMER, FINETUNE, TYPES, Value
-from engine.specs import HYPERPARAMS
 from fusion_tui.api.recommend import Recommended
 from fusion_tui.cli.output import Session, document, json_option, pass_session, table
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from engine.hyperparams import HYPERPARAMS
 from engine.service import AnyModel, BaseModel, Dataset
-from engine.specs import HYPERPARAMS
 from fusion_tui import format as fmt
 
 JOB_TYPE = "finetune"

@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from engine.hyperparams import FinetuneHyperparams
 from engine.plans import memory, model_shape
 from engine.service import Service
-from engine.specs import FinetuneHyperparams
 from store import catalog
 from tests.engine import shapes
 from tests.store.entries import base_model

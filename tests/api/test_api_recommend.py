@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from engine.catalog import STARTER_DATASET_ID, STARTER_MODEL_ID
+from engine.hyperparams import FinetuneHyperparams
 from engine.service import Service
-from engine.specs import FinetuneHyperparams
 from fusion_tui import daemon
 from fusion_tui.cli import main
 from store import catalog

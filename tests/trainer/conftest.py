@@ -17,9 +17,9 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import torch
 
 from engine import journal
+from engine.hyperparams import FinetuneHyperparams
 from engine.journal import JournalWriter, Record
 from engine.order import CHECKPOINTS, JOURNAL, Order
-from engine.specs import FinetuneHyperparams
 from engine.trainer import finetune, models, optimizer
 from engine.trainer.reporter import Reporter
 from engine.trainer.run import Run, StopFlag

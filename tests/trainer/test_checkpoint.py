@@ -16,8 +16,8 @@ import torch
 
 from engine import manifest, pins
 from engine.errors import NoSpace
+from engine.hyperparams import FinetuneHyperparams
 from engine.manifest import Damaged
-from engine.specs import FinetuneHyperparams
 from engine.trainer import checkpoint, loop, lora, models
 from engine.trainer import optimizer as optimizers
 from engine.trainer.checkpoint import LoopState

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from engine import manifest
+from engine.hyperparams import FinetuneHyperparams
 from engine.journal import JournalWriter
-from engine.specs import FinetuneHyperparams
 from engine.trainer import checkpoint, evaluate, finetune, loop
 from engine.trainer.checkpoint import LoopState
 from engine.trainer.ladder import Rung

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from engine.hyperparams import FinetuneHyperparams
 from engine.plans import memory, model_shape
-from engine.specs import FinetuneHyperparams
 from engine.trainer import lora, models
 from engine.trainer.data.batch import Document
 from engine.trainer.objective import Objective

@@ -12,8 +12,8 @@ from textual.pilot import Pilot
 from textual.widgets import Input, Select
 
 from engine.catalog import STARTER_DATASET_ID, STARTER_MODEL_ID
+from engine.hyperparams import FinetuneHyperparams
 from engine.service import Service
-from engine.specs import FinetuneHyperparams
 from fusion_tui import format as fmt
 from fusion_tui.screens.draft import ADVANCED, COMMON, Draft, choices, default_text, hint, reference
 from fusion_tui.screens.new import NewScreen

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from engine.data import rows
 from engine.data.rows import Row, RowError
-from engine.specs import FinetuneHyperparams
+from engine.hyperparams import LoopHyperparams
 from engine.trainer.data import documents, token_cache, tokens
 from engine.trainer.data.batch import Document
 from engine.trainer.data.documents import Documents, Packs
@@ -191,7 +191,7 @@ def truncation(fitted: Documents, seq_len: int) -> str:
     )
 
 
-def _notices(fitted: Documents, corpus: Corpus, settings: FinetuneHyperparams) -> tuple[str, ...]:
+def _notices(fitted: Documents, corpus: Corpus, settings: LoopHyperparams) -> tuple[str, ...]:
     count = len(corpus.training)
     fill = corpus.training_tokens / (count * settings.seq_len)
     kind = "packed sequences" if settings.packing else "sequences"
@@ -206,7 +206,7 @@ def _notices(fitted: Documents, corpus: Corpus, settings: FinetuneHyperparams) -
     return tuple(notice for notice in (kept, truncation(fitted, settings.seq_len), dropped, thoughts) if notice)
 
 
-def assemble(source: Source, fitted: Documents, settings: FinetuneHyperparams, pad: int) -> Corpus:
+def assemble(source: Source, fitted: Documents, settings: LoopHyperparams, pad: int) -> Corpus:
     """Split and pack a dataset's good rows for one job. Raises RowError where they are fewer than two."""
     found = fitted.tokens
     good = np.setdiff1d(np.arange(len(found.ends)), list(fitted.bad))
@@ -237,7 +237,7 @@ def _silent(_: str) -> None:
 
 
 def load(
-    source: Source, tokenizer: Any, settings: FinetuneHyperparams, *, tell: Tell = _silent, log: Tell = _silent
+    source: Source, tokenizer: Any, settings: LoopHyperparams, *, tell: Tell = _silent, log: Tell = _silent
 ) -> Corpus:
     """Read, tokenise, cut, split and pack a dataset. `tell` hears how far it is, `log` what is worth keeping.
 

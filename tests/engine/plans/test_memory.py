@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.hyperparams import FinetuneHyperparams
 from engine.plans import memory, model_shape
 from engine.plans.memory import Plan
-from engine.specs import FinetuneHyperparams
 from tests.engine import shapes
 
 GIB = 1024**3

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from engine.data import lengths
 from engine.data.lengths import RowLengths
 from engine.errors import InvalidRequest, UnknownReference
+from engine.hyperparams import HYPERPARAMS
 from engine.paths import STARTER_MODEL, STARTER_ROWS
 from engine.plans import planning
 from engine.plans.advice import Advice, Asked, advise, data_size, model_size
@@ -27,7 +28,6 @@ from engine.plans.recommend import (
     recommend,
 )
 from engine.service import Service
-from engine.specs import HYPERPARAMS
 from store import catalog, jobs
 from tests.engine.conftest import request_for
 from tests.store.entries import base_model, dataset

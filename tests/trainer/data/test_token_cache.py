@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from engine.data.rows import RowError
+from engine.hyperparams import FinetuneHyperparams
 from engine.journal import JournalWriter
 from engine.manifest import MANIFEST
-from engine.specs import FinetuneHyperparams
 from engine.trainer import finetune
 from engine.trainer.data import corpora, token_cache
 from engine.trainer.data.corpora import CHATML, Source
