@@ -19,12 +19,13 @@ from engine.data import importing, inspection, rows
 from engine.data.importing import ImportedRows, Progress, silent
 from engine.errors import Conflict, Fault, InvalidData, InvalidRequest, UnknownReference
 from engine.paths import NAME_PATTERN, STARTER_MODEL, STARTER_ROWS, Home
-from store import Store, catalog, jobs, states
+from store import Store, catalog, jobs
 from store.catalog import BaseModel, Dataset, Model
 from store.jobs import Job
 from store.library import Database
 
 STARTER = "starter"
+CONTRACT = "contract"  # the type of job that learns from no dataset
 # Fixed ids, so that a script's reference to the starter pair holds on every machine.
 STARTER_MODEL_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "fusion-tui/starter-model"))
 STARTER_DATASET_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "fusion-tui/starter-data"))
@@ -56,8 +57,7 @@ def _pick(entries: Sequence[Entry], reference: str, kind: str, remedy: str) -> E
 
 def find_model(db: Database, reference: str) -> AnyModel:
     """Return the base or trained model that `reference` (id, name, unique id prefix) names. Raises UnknownReference."""
-    entries: list[AnyModel] = [*catalog.base_models(db), *catalog.models(db)]
-    return _pick(entries, reference, "model", "Add one with: fusion-tui models add PATH_OR_HUB_ID --name NAME")
+    return _pick(_models(db), reference, "model", "Add one with: fusion-tui models add PATH_OR_HUB_ID --name NAME")
 
 
 def find_dataset(db: Database, reference: str) -> Dataset:
@@ -67,20 +67,53 @@ def find_dataset(db: Database, reference: str) -> Dataset:
     )
 
 
-def need_entries(db: Database, job: Job) -> None:
-    """Raise Conflict where the model or the dataset that a job was made from has been removed."""
-    find: dict[str, tuple[Callable[[Database, str], object], str | None]] = {
-        "model": (find_model, job.base_model_id or job.source_model_id),
-        "dataset": (find_dataset, job.dataset_id),
-    }
-    for kind, (finding, entry_id) in find.items():
+def model_of(job: Job) -> str:
+    """Return the id of the model that a job starts from."""
+    return job.base_model_id or job.source_model_id or ""
+
+
+def data_of(job: Job) -> str | None:
+    """Return the id of the dataset that a job reads; None where it reads none."""
+    return job.dataset_id or job.hyperparams.get("eval_dataset_id")
+
+
+def need_entries(db: Database, job: Job, *, model: bool = True) -> None:
+    """Raise Conflict where the model (unless it is still to be made) or the dataset that a job reads was removed."""
+    needed: list[tuple[str, Callable[[Database, str], object], str]] = []
+    if model:
+        needed.append(("model", find_model, model_of(job)))
+    if job.type != CONTRACT or data_of(job):
+        needed.append(("dataset", find_dataset, data_of(job) or ""))
+    for kind, finding, entry_id in needed:
         try:
-            finding(db, entry_id or "")
+            finding(db, entry_id)
         except UnknownReference:
             raise Conflict(
                 f"The {kind} of the job {job.name} was removed, so it cannot be run again. Add the {kind} again "
                 f"(fusion-tui {kind}s add PATH_OR_HUB_ID --name NAME) and submit a new run with it."
             ) from None
+
+
+def need_free_name(db: Database, name: str) -> None:
+    """Raise InvalidRequest where a model, or the output of an unfinished job, is called `name` already."""
+    user = next((f"the model {name} is there" for one in _models(db) if one.name == name), None)
+    user = user or next((f"the run {job.name} makes it" for job in _unfinished(db) if makes(job) == name), None)
+    if user:
+        message = f"'{name}' is taken already: {user}. Choose another name, or leave it out"
+        raise InvalidRequest([Fault(("hyperparams", "output_name"), message, "taken")])
+
+
+def makes(job: Job) -> str:
+    """Return the name of the model that a job makes."""
+    return str(job.hyperparams.get("output_name", ""))
+
+
+def _models(db: Database) -> list[AnyModel]:
+    return [*catalog.base_models(db), *catalog.models(db)]
+
+
+def _unfinished(db: Database) -> list[Job]:
+    return [job for job in jobs.newest(db) if not job.finished]
 
 
 def check_name(name: str) -> None:
@@ -115,15 +148,18 @@ def _entry(dataset_id: str, name: str, found: ImportedRows, path: Path, *, sourc
     )
 
 
-def need_text_to_learn(dataset: Dataset) -> None:
-    """Raise InvalidRequest where a dataset has rows that only compare or grade answers: a fine-tune imitates text."""
+def need_text_to_learn(dataset: Dataset, field: tuple[str, ...] = ("dataset_id",)) -> None:
+    """Raise InvalidRequest where a dataset has rows that only compare or grade answers: a fine-tune imitates text.
+
+    `field` is where the request named it.
+    """
     graded = [shape for shape in dataset.facts.get("shapes", [dataset.format]) if shape in rows.PREFERENCE]
     if graded:
         message = (
             f"the dataset {dataset.name} has {graded[0]} rows, from which a fine-tune cannot learn. Give rows with a "
             "text, messages, or a prompt and completion; rows that hold one of these too can be added with --format"
         )
-        raise InvalidRequest([Fault(("dataset_id",), message)])
+        raise InvalidRequest([Fault(field, message)])
 
 
 def seed_starter(store: Store, now: float) -> None:
@@ -261,11 +297,7 @@ def add_model(
 
 def _users_of(db: Database, entry: AnyModel | Dataset) -> list[str]:
     """Return the names of unfinished jobs that read `entry`."""
-    return [
-        job.name
-        for job in jobs.newest(db)
-        if job.state not in states.FINISHED and entry.id in (job.base_model_id, job.source_model_id, job.dataset_id)
-    ]
+    return [job.name for job in _unfinished(db) if entry.id in (job.base_model_id, job.source_model_id, data_of(job))]
 
 
 def remove(store: Store, home: Home, entry: AnyModel | Dataset) -> None:

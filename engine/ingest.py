@@ -73,6 +73,13 @@ def _measured(value: Any) -> float | None:
     return None if value is None else _number(value)
 
 
+def _share(value: Any) -> float | None:
+    if value is not None and not (type(value) in (int, float) and 0 <= value <= 1):
+        raise TypeError("no share")
+    share: float | None = value
+    return share
+
+
 def _seconds(value: Any) -> float | None:
     return value if type(value) in (int, float) and 0 <= value < _FAR else None
 
@@ -111,8 +118,11 @@ class _Ingest:
         jobs.update(self.db, self.job_id, activity=_text(record.data["activity"]))
 
     def activity(self, record: Record) -> None:
-        """Say what the worker is doing."""
-        jobs.update(self.db, self.job_id, activity=_text(record.data["text"]))
+        """Say what the worker is doing; where it tells, also what share of the work is done, and its estimate."""
+        columns: dict[str, Any] = {"activity": _text(record.data["text"])}
+        if "done" in record.data:
+            columns |= {"done": _share(record.data["done"]), "eta_s": _seconds(record.data.get("eta_s"))}
+        jobs.update(self.db, self.job_id, **columns)
 
     def point(self, record: Record) -> None:
         """Take a telemetry point; a training point also moves the job's step and its estimate."""
@@ -148,10 +158,10 @@ class _Ingest:
         jobs.add_event(self.db, self.job_id, kind, payload, now=record.ts)
 
     def resume(self, record: Record) -> None:
-        """Drop what was reported beyond the step at which the worker goes on."""
+        """Drop what was reported beyond the step at which the worker goes on; steps tell what is done from there."""
         step = _count(record.data["step"])
         telemetry.forget_after(self.db, self.job_id, step)
-        jobs.update(self.db, self.job_id, step=step)
+        jobs.update(self.db, self.job_id, step=step, done=None)
         if self.attempt.fence > 1 or step:
             jobs.add_event(self.db, self.job_id, "resume", {"step": step}, now=record.ts)
 

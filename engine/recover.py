@@ -231,6 +231,7 @@ def _requeue(
         "hold": hold,
         "activity": "",
         "eta_s": None,
+        "done": None,
     }
     jobs.transition(db, job.id, states.QUEUED, fence=job.fence, now=now, detail={"why": why}, **columns)
     return states.QUEUED

@@ -11,16 +11,17 @@ import os
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import atomic, catalog, pins, resources, settings, submitting
+from engine import atomic, catalog, chains, lineage, pins, resources, settings, submitting
 from engine.catalog import AnyModel
 from engine.data.importing import Progress, silent
 from engine.errors import Conflict, UnknownReference
+from engine.lineage import Lineage
 from engine.paths import Home
 from engine.resources import Device
 from engine.settings import Settings
@@ -48,6 +49,7 @@ __all__ = [
     "Event",
     "Job",
     "Key",
+    "Lineage",
     "LogLine",
     "Model",
     "NotFound",
@@ -125,7 +127,8 @@ class Service:
         """
         from engine.plans import planning
 
-        return planning.of_request(self.store.read(), payload, card_gb=card_gb)
+        db = self.store.read()
+        return planning.of_request(db, chains.with_model(db, payload), card_gb=card_gb)
 
     def recommend(self, **asked: Any) -> Advice:
         """Return settings to start from; `asked` are the fields of `engine.plans.advice.Asked`, entries by id or name.
@@ -146,22 +149,19 @@ class Service:
 
     def find_job(self, reference: str) -> Job:
         """Return the job that an id, a unique prefix of one, or a name means. Raises NotFound."""
-        found = job_rows.find(self.store.read(), reference) if reference else []
-        exact = [job for job in found if reference in (job.id, job.name)]
-        if len(exact or found) == 1:
-            return (exact or found)[0]
-        if not found:
-            raise NotFound(f"No job is called '{reference}'. See: fusion-tui jobs")
-        names = ", ".join(f"{job.id[:8]} ({job.name})" for job in exact or found)
-        raise NotFound(f"'{reference}' fits several jobs: {names}. Give more of the id.")
+        return chains.find_job(self.store.read(), reference)
+
+    def is_stuck(self, job: Job) -> bool:
+        """Say whether a job waits for one that failed or was cancelled: only a person's retry lets it go on."""
+        return job.state == states.QUEUED and chains.awaits_in_vain(self.store.read(), job)
 
     def job_counts(self) -> dict[str, int]:
         """Return how many jobs are in each state that has any."""
         return job_rows.count(self.store.read())
 
-    def points(self, job_id: str, *, since_step: int = -1) -> list[Point]:
+    def points(self, job_id: str, *, since_step: int = -1, phase: str | None = None) -> list[Point]:
         """Return telemetry points with a step above `since_step`, in order; phase `eval` holds eval losses."""
-        return telemetry.points(self.store.read(), job_id, since_step=since_step)
+        return telemetry.points(self.store.read(), job_id, since_step=since_step, phase=phase)
 
     def latest_step(self, job_id: str) -> int:
         """Return the highest step with a point, or -1."""
@@ -246,7 +246,8 @@ class Service:
     def retry(self, job_id: str) -> Job:
         """Queue a failed or cancelled job again; it goes on from its newest checkpoint.
 
-        Raises NotFound; Conflict when the job is neither failed nor cancelled, or its model or dataset is removed.
+        One that starts after another job waits for that one again, where it is not completed. Raises NotFound;
+        Conflict when the job is neither failed nor cancelled, or its model, its dataset or that other job is removed.
         """
         with self.store.write() as db:
             job = job_rows.get(db, job_id)
@@ -256,9 +257,11 @@ class Service:
                 "stop_requested": 0,
                 "not_before": 0.0,
                 "activity": "",
+                "done": None,
+                "hold": job_rows.hold_after(db, job.after_id),
             }
             if states.QUEUED in states.TRANSITIONS[job.state]:
-                catalog.need_entries(db, job)
+                chains.need_again(db, job)
             if not job_rows.transition(
                 db, job_id, states.QUEUED, fence=job.fence, now=self._clock(), detail={"why": "retry"}, **cleared
             ):
@@ -268,12 +271,13 @@ class Service:
     def delete(self, job_id: str) -> None:
         """Remove a finished job with its telemetry and checkpoints, pinned ones too; the model it made stays.
 
-        Raises NotFound; Conflict while the job is not finished.
+        Raises NotFound; Conflict while the job is not finished, or others wait for it.
         """
         with self.store.write() as db:
             job = job_rows.get(db, job_id)
             if not job.finished:
                 raise Conflict(f"The job {job.name} is {job.state}. Cancel it first: fusion-tui cancel {job.id[:8]}")
+            chains.need_unawaited(db, job)
             job_rows.delete(db, job_id)
         atomic.remove_tree(self.home.run(job_id))
 
@@ -291,6 +295,16 @@ class Service:
         """Return the datasets, every version."""
         return entries.datasets(self.store.read())
 
+    def lineages(self, models: Sequence[Model]) -> dict[str, Lineage]:
+        """Return where each of these models comes from, by its id."""
+        return lineage.of_models(self.store.read(), models)
+
+    def predecessor_of(self, job: Job) -> str | None:
+        """Return the name of the job that this one starts after, or a short id where it was deleted; None for none."""
+        if job.after_id is None:
+            return None
+        return job_rows.name_of(self.store.read(), job.after_id) or f"{job.after_id[:8]} (deleted)"
+
     def model(self, reference: str) -> AnyModel:
         """Return the base or trained model with this id, name or unique prefix. Raises UnknownReference."""
         return catalog.find_model(self.store.read(), reference)
@@ -300,13 +314,16 @@ class Service:
         return catalog.find_dataset(self.store.read(), reference)
 
     def name_of(self, entry_id: str | None) -> str:
-        """Return the name of a model or dataset, or a short id where it is gone."""
+        """Return the name of a model or dataset; @JOB for the model that JOB has still to make; else a short id."""
         for find in (self.model, self.dataset):
             try:
                 return find(entry_id or "").name
             except UnknownReference:
                 continue
-        return f"{entry_id[:8]} (removed)" if entry_id else "–"
+        if not entry_id:
+            return "–"
+        maker = chains.maker_of(self.store.read(), entry_id)
+        return f"@{maker}" if maker else f"{entry_id[:8]} (removed)"
 
     def add_model(self, source: str, name: str, progress: Progress = silent) -> BaseModel:
         """Import a model: a folder, a GGUF file or a hub name. Raises InvalidData, NoSpace, InvalidRequest."""

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -78,18 +78,21 @@ class JobRequest(BaseModel):
 class TrainRequest(JobRequest):
     """A request to grow a model and train what is new."""
 
+    type: Literal["train"]
     hyperparams: TrainHyperparams = Field(default_factory=TrainHyperparams)  # type: ignore[arg-type]
 
 
 class FinetuneRequest(JobRequest):
     """A request to adapt a model."""
 
+    type: Literal["finetune"]
     hyperparams: FinetuneHyperparams = Field(default_factory=FinetuneHyperparams)  # type: ignore[arg-type]
 
 
 class ContractRequest(JobRequest):
     """A request to shrink a model."""
 
+    type: Literal["contract"]
     hyperparams: ContractHyperparams = Field(default_factory=ContractHyperparams)  # type: ignore[arg-type]
 
 

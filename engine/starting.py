@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 import subprocess
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import atomic, process, recover
+from engine import atomic, catalog, chains, process, recover
 from engine.errors import EngineError
 from engine.order import CHECKPOINTS, GATE, Order
 from engine.process import Identity
 from engine.service import Service
 from store import Store, attempts, jobs, states
 from store.attempts import Attempt
+from store.catalog import Dataset
 from store.jobs import Job
 
 RESTART_WAIT_SECONDS = 5.0
@@ -65,13 +65,11 @@ def claim(store: Store, job: Job, order: Order, directory: Path, now: float) -> 
 
 def make_order(service: Service, job: Job, device: str) -> Order:
     """Write down all that the worker needs. Raises EngineError where model or data are gone."""
-    home, fence = service.home, job.fence + 1
-    model = service.model(job.base_model_id or job.source_model_id or "")
-    dataset = service.dataset(job.dataset_id or "")
+    home, fence, output_id = service.home, job.fence + 1, chains.output_id(job.id)
+    model, dataset = service.model(catalog.model_of(job)), _dataset(service, job)
     for kind, entry in (("model", model), ("dataset", dataset)):
-        if not Path(entry.path).exists():
+        if entry and not Path(entry.path).exists():
             raise EngineError(f"The files of the {kind} {entry.name} are gone from {entry.path}. Add it again.")
-    output_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"fusion-tui/output/{job.id}"))
     return Order(
         job_id=job.id,
         fence=fence,
@@ -81,17 +79,33 @@ def make_order(service: Service, job: Job, device: str) -> Order:
         model_id=model.id,
         model_name=model.name,
         model_path=model.path,
-        dataset_name=dataset.name,
-        dataset_path=dataset.path,
-        dataset_sha256=dataset.sha256,
         output_id=output_id,
-        output_name=job.hyperparams["output_name"],
+        output_name=catalog.makes(job),
         output_path=str(home.model(output_id)),
         checkpoint_roots=tuple(str(home.attempt(job.id, n) / CHECKPOINTS) for n in range(fence, 0, -1)),
         keep_checkpoints=service.settings.keep_checkpoints,
-        dataset_format=dataset.format,
-        cache_path=str(home.tokens(dataset.id)),
+        **_told_of(service, dataset),
     )
+
+
+def _dataset(service: Service, job: Job) -> Dataset | None:
+    """Return the dataset that a job reads; None for one that writes its text itself and reports on nothing else."""
+    if job.type == catalog.CONTRACT and catalog.data_of(job) is None:
+        return None
+    return service.dataset(catalog.data_of(job) or "")
+
+
+def _told_of(service: Service, dataset: Dataset | None) -> dict[str, str]:
+    """Return what an order says of a dataset: that its name, path and hash are empty where there is none."""
+    if dataset is None:
+        return dict.fromkeys(("dataset_name", "dataset_path", "dataset_sha256"), "")
+    return {
+        "dataset_name": dataset.name,
+        "dataset_path": dataset.path,
+        "dataset_sha256": dataset.sha256,
+        "dataset_format": dataset.format,
+        "cache_path": str(service.home.tokens(dataset.id)),
+    }
 
 
 class Starter:
@@ -106,6 +120,14 @@ class Starter:
         self._clock = clock
         self._children: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
         self._uncommitted: set[tuple[str, int]] = set()
+
+    def ready(self, job: Job) -> Job | None:
+        """Return a queued job with its settings resolved; None, with the job failed, where it cannot be started."""
+        try:
+            return chains.resolve(self._store, job)
+        except EngineError as error:
+            self._refuse(job, str(error))
+            return None
 
     def start(self, job: Job, device: str, *, workers: int) -> bool:
         """Start a queued job on `device`, one of so many workers. Returns whether a worker is on its way."""
@@ -133,7 +155,7 @@ class Starter:
     def _refuse(self, job: Job, error: str) -> None:
         with self._store.write() as db:
             now = self._clock()
-            columns: dict[str, Any] = {"finished_at": now, "error": error}
+            columns: dict[str, Any] = {"finished_at": now, "error": error, "hold": None}
             jobs.transition(db, job.id, states.FAILED, fence=job.fence, now=now, detail={"error": error}, **columns)
 
     def _give_back(self, order: Order, error: OSError) -> None:

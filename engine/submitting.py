@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine import catalog, resources
+from engine import catalog, chains, resources
+from engine.catalog import CONTRACT
+from engine.chains import Origin
 from engine.errors import Conflict
 from engine.paths import Home
 from store import Store, jobs
+from store.catalog import Dataset
 from store.jobs import Job
 from store.library import Database
+
+if TYPE_CHECKING:
+    from engine.specs import JobRequest
 
 # Room that a job needs to write its first checkpoint and its logs; the worker checks again before each save.
 ROOM_TO_START = 64 * 1024 * 1024
@@ -42,12 +48,52 @@ def _replay(db: Database, key: str, digest: str) -> Submission | None:
     return Submission(known, created=False)
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """A request with what was read for it: where it starts from, its settings as they are stored, its memory plan."""
+
+    origin: Origin
+    hyperparams: dict[str, Any]
+    plan: dict[str, Any] | None
+
+
+def _judge(db: Database, request: JobRequest) -> _Judged:
+    """Look whether a request can be a job. Raises InvalidRequest, UnknownReference.
+
+    What depends on a model that another job has still to make is judged when it is there, by `chains.resolve`.
+    """
+    from engine.plans import admission
+
+    origin = chains.origin_of(db, request)
+    _data_of(db, request)
+    if origin.model is None:
+        return _Judged(origin, chains.stored_unresolved(request.hyperparams), None)
+    admitted = admission.admit(db, request.type, request.hyperparams, origin.model)
+    return _Judged(origin, admitted.hyperparams, admitted.plan)
+
+
+def _data_of(db: Database, request: JobRequest) -> Dataset | None:
+    """Return the dataset that a job reads: to learn from, or to report on where it takes none to learn from."""
+    from engine.hyperparams import ContractHyperparams
+
+    settings = request.hyperparams
+    if not isinstance(settings, ContractHyperparams):
+        dataset = catalog.find_dataset(db, request.dataset_id or "")
+        catalog.need_text_to_learn(dataset)
+        return dataset
+    if settings.eval_dataset_id is None:
+        return None
+    dataset = catalog.find_dataset(db, settings.eval_dataset_id)
+    catalog.need_text_to_learn(dataset, ("hyperparams", "eval_dataset_id"))
+    return dataset
+
+
 def submit(
     store: Store, home: Home, payload: Mapping[str, Any], *, careful: bool, now: float, new_id: Callable[[], str]
 ) -> Submission:
     """Queue a job; see `Service.submit`."""
     from engine import specs  # brings pydantic, which an app that only looks does not need
-    from engine.plans import advice, planning
+    from engine.plans import advice
 
     request = specs.parse(payload)
     digest = request.payload_hash()
@@ -57,45 +103,52 @@ def submit(
     if warning and warning.refused and careful:
         raise warning.refusal()
     resources.need_space(home.root, ROOM_TO_START, "a new run")
-    model = catalog.find_model(store.read(), request.model_reference or "")
-    plan = planning.need_memory(store.read(), model, request.hyperparams)
+    judged = _judge(store.read(), request)
     with store.write() as db:
         # Asked again under the lock: another may have been first, and entries may have been removed.
         if replayed := _replay(db, request.idempotency_key, digest):
             return replayed
-        model = catalog.find_model(db, model.id)
-        dataset = catalog.find_dataset(db, request.dataset_id or "")
-        catalog.need_text_to_learn(dataset)
-        job_id = new_id()
-        hyperparams = request.hyperparams.model_dump()
-        hyperparams["output_name"] = request.hyperparams.output_name or f"model-{job_id[:8]}"
-        job = jobs.insert(
-            db,
-            id=job_id,
-            type=request.type,
-            name=request.name or f"{request.type}-{model.name}-{job_id[:4]}",
-            idempotency_key=request.idempotency_key,
-            payload_hash=digest,
-            hyperparams=hyperparams,
-            base_model_id=None if request.source_model_id else model.id,
-            source_model_id=model.id if request.source_model_id else None,
-            dataset_id=dataset.id,
-            tags=request.tags,
-            notes=request.notes,
-            total_steps=request.hyperparams.total_steps,
-            plan=plan,
-            now=now,
-        )
+        job = _insert(db, request, judged, digest=digest, job_id=new_id(), now=now)
         if warning:
-            jobs.add_event(db, job_id, "advice", warning.payload, now=now)
+            jobs.add_event(db, job.id, "advice", warning.payload, now=now)
     return Submission(job, created=True, advice=str(warning or ""))
+
+
+def _insert(db: Database, request: JobRequest, judged: _Judged, *, digest: str, job_id: str, now: float) -> Job:
+    """Add the job of a request that was judged. Raises as `_judge` does, for what has changed since."""
+    origin, data = judged.origin, _data_of(db, request)
+    chains.need_origin(db, origin)
+    wanted = request.hyperparams.output_name
+    if wanted:
+        catalog.need_free_name(db, wanted)
+    hyperparams = {**judged.hyperparams, "output_name": wanted or f"model-{job_id[:8]}"}
+    if request.type == CONTRACT:
+        hyperparams["eval_dataset_id"] = data.id if data else None
+    return jobs.insert(
+        db,
+        id=job_id,
+        type=request.type,
+        name=request.name or f"{request.type}-{origin.model_name}-{job_id[:4]}",
+        idempotency_key=request.idempotency_key,
+        payload_hash=digest,
+        hyperparams=hyperparams,
+        base_model_id=None if origin.own else origin.model_id,
+        source_model_id=origin.model_id if origin.own else None,
+        dataset_id=data.id if data and request.type != CONTRACT else None,
+        tags=request.tags,
+        notes=request.notes,
+        total_steps=request.hyperparams.total_steps,
+        plan=judged.plan,
+        after_id=origin.after.id if origin.after else None,
+        now=now,
+    )
 
 
 def validate(db: Database, payload: Mapping[str, Any]) -> None:
     """Raise what `submit` would raise for a payload that cannot be a job; change nothing."""
     from engine import specs
-    from engine.plans import planning
 
     request = specs.parse(payload)
-    planning.need_memory(db, catalog.find_model(db, request.model_reference or ""), request.hyperparams)
-    catalog.need_text_to_learn(catalog.find_dataset(db, request.dataset_id or ""))
+    _judge(db, request)
+    if request.hyperparams.output_name:
+        catalog.need_free_name(db, request.hyperparams.output_name)

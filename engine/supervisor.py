@@ -254,12 +254,13 @@ class Supervisor:
         if not free:
             return
         gate, disk, started = Gate(db, devices), self._free_bytes(self.service.home.root), False
-        for job in jobs.next_queued(db, now=now, limit=QUEUE_LOOK):
+        for queued in jobs.next_queued(db, now=now, limit=QUEUE_LOOK):
             if not free:
                 break
+            job = self._starter.ready(queued)
             # A job that has to wait lets the next one pass: a card stands idle for nobody.
-            device = self._place(job, free, gate, disk)
-            if device:
+            device = self._place(job, free, gate, disk) if job else None
+            if job and device:
                 free.remove(device)
                 self._releases.started(device)
                 started |= self._starter.start(job, device.name, workers=len(taken) + 1 if len(devices) > 1 else 1)

@@ -151,7 +151,13 @@ ACTIONS: tuple[Action, ...] = (
     Action("page.top", ("g", "home"), "Top", "First line", "page", "scroll_home", palette=False),
     Action("page.bottom", ("G", "end"), "Bottom", "Last line", "page", "scroll_end", palette=False),
     Action(
-        "run.metric", ("m",), "Metric", "Next chart: loss, lr, grad norm, tok/s, memory", "run", "metric", show=True
+        "run.metric",
+        ("m",),
+        "Metric",
+        "Next chart: loss, lr, grad norm, tok/s, memory, layers",
+        "run",
+        "metric",
+        show=True,
     ),
     Action("run.x_axis", ("x",), "X axis", "Steps, tokens or time along the chart", "run", "x_axis", show=True),
     Action("run.log_y", ("y",), "Log y", "Logarithmic or linear y axis", "run", "log_y"),

@@ -6,7 +6,7 @@ The rule: pure functions of their arguments; text that came from outside is clea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -70,8 +70,9 @@ def trouble(job: Job, seen: Evidence | None = None) -> str:
         return clean(evidence.WORDS[seen])
     if not job.hold or job.finished:
         return ""
-    # What holds a run that has a worker is no waiting: it is told as it stands.
-    return clean(job.hold) if job.state in states.ACTIVE else f"waits: {clean(job.hold)}"
+    # What holds a run that has a worker is no waiting, and a chain's own words say whom it waits for.
+    as_it_stands = job.state in states.ACTIVE or (job.after_id and job.hold.startswith("after:"))
+    return clean(job.hold) if as_it_stands else f"waits: {clean(job.hold)}"
 
 
 def bar(share: float, width: int) -> str:
@@ -139,6 +140,11 @@ def window(advice: Value) -> str:
     return f"{low} … {high} · {advice.why}"
 
 
+def how_far(job: Job) -> str:
+    """Return how far a run is: steps and percent, or where it makes no steps the share of its work alone."""
+    return f"step {job.step}/{job.total_steps} · {percent(job.progress)}" if job.total_steps else percent(job.progress)
+
+
 def eta(job: Job, seen: Evidence | None = None) -> str:
     """Return the time left of a working run."""
     return duration(job.eta_s) if job.state in states.ACTIVE and seen not in _DEAD else "–"
@@ -179,6 +185,49 @@ def _memory(what: Mapping[str, Any]) -> str:
     return f"took at most {size_text(what['peak_bytes'])} of memory ({what['phase']}{planned})"
 
 
+def growth(blocks: int, units: int, share: float | None = None) -> str:
+    """Return what a model grows by: `+8 layers, +64 neurons, +25 %`."""
+    parts = [f"+{plural(blocks, 'layer')}" if blocks else "", f"+{plural(units, 'neuron')}" if units else ""]
+    parts.append(f"{100 * share:+.3g} %" if share is not None else "")
+    return ", ".join(part for part in parts if part)
+
+
+def numbers(found: Sequence[int]) -> str:
+    """Return numbers in short, stretches of three and more as one: `4, 7–12`."""
+    stretches: list[list[int]] = []
+    for one in found:
+        if stretches and one == stretches[-1][-1] + 1:
+            stretches[-1].append(one)
+        else:
+            stretches.append([one])
+    return ", ".join(f"{part[0]}–{part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in stretches)
+
+
+def _diagnose(what: Mapping[str, Any]) -> str:
+    added = growth(len(what["blocks"]), what["units"], what["planned"] / what["params"])
+    behind = f", new layers behind {numbers(what['blocks'])}" if what["blocks"] else ""
+    return f"{plural(len(what['layers']), 'layer')} scored: grows by {added}{behind}"
+
+
+def _contract(what: Mapping[str, Any]) -> str:
+    lose = "layers {} go" if what["layout"] == "depth" else "layers {} lose neurons"
+    return f"layout {what['layout']}: {lose.format(numbers(what['layers']))}"
+
+
+def _grow(what: Mapping[str, Any]) -> str:
+    return f"grown: {preserved(what['change'])}, {100 * what['agreement']:.2f} % of the likeliest tokens stayed"
+
+
+def preserved(change: float) -> str:
+    """Return how far growth moved a model's answers, as the largest change of a logit over the largest logit."""
+    return f"answers moved by {change:.1e}" if change else "answers unchanged"
+
+
+def _cycle(what: Mapping[str, Any]) -> str:
+    words = f"turn {what['turn']}, cycle {what['cycle']} done at step {what['step']}: perplexity {number(what['ppl'])}"
+    return f"{words}, on the original's own text {number(what['self_ppl'])}"
+
+
 # Events whose payload reads as a sentence. A worker of another version may tell less: then it is shown as it is.
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "oom": _oom,
@@ -187,6 +236,10 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "early_stop": lambda what: f"stopped early at step {what['step']}: the best was step {what['best_step']}",
     "rollback": lambda what: f"back to step {what['step']} with {what['lr_scale']:g} of the learning rate",
     "advice": lambda what: str(what["text"]),
+    "diagnose": _diagnose,
+    "grow": _grow,
+    "cycle": _cycle,
+    "contract": _contract,
 }
 
 
@@ -195,8 +248,9 @@ def event(entry: Event) -> str:
     payload = dict(entry.payload)
     if entry.kind in _SENTENCES:
         try:
-            return clean(_SENTENCES[entry.kind](payload))
-        except (KeyError, TypeError, ValueError):
+            aside = "comparison without growth: " if "of" in payload else ""
+            return clean(aside + _SENTENCES[entry.kind](payload))
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
             pass
     if entry.kind == "state":
         before, after = payload.pop("from", None), payload.pop("to", "?")

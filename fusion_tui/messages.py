@@ -45,6 +45,10 @@ class Overview:
         """Return the name of a model or dataset."""
         return self.names.get(entry_id, "…") if entry_id else "–"
 
+    def after(self, job: Job) -> str:
+        """Return the name of the run that this one starts after; empty where it starts by itself."""
+        return self.name(job.after_id) if job.after_id else ""
+
     @property
     def lost(self) -> int:
         """How many runs have neither a worker nor a supervisor."""
@@ -65,10 +69,15 @@ class Overview:
 
 @dataclass(frozen=True)
 class RunView:
-    """Everything recorded about one run. A part that did not change is the same object as before."""
+    """Everything recorded about one run. A part that did not change is the same object as before.
+
+    `points` are those of the run's own steps; `aside` those of phases that count other things; `after` names the run
+    that it starts after.
+    """
 
     job: Job
     points: tuple[Point, ...] = ()
+    aside: tuple[Point, ...] = ()
     logs: tuple[LogLine, ...] = ()
     events: tuple[Event, ...] = ()
     checkpoints: tuple[Checkpoint, ...] = ()
@@ -76,6 +85,7 @@ class RunView:
     model: str = "–"
     dataset: str = "–"
     evidence: Evidence | None = None
+    after: str = ""
 
 
 class OverviewChanged(Message):

@@ -25,6 +25,9 @@ INTERVAL_S = 0.4
 DEVICES_EVERY_S = 2.0
 JOBS_SHOWN = 500
 RUNS_KEPT = 8
+# The phases whose steps are the run's own, and those beside them that are drawn: the comparison's, and layers.
+OWN = ("train", "eval")
+ASIDE = ("ungrown", "ungrown_eval", "prune")
 # How long a look waits for a locked store: less than the store's own patience, so that the app can say so and be left.
 PATIENCE_S = 0.5
 
@@ -64,7 +67,7 @@ class Poller:
         self._overview = Overview()
         self._sources: dict[str, tuple[str, int, int]] = {}
         self._views: OrderedDict[str, RunView] = OrderedDict()
-        self._curves: dict[str, _Curve] = {}
+        self._curves: dict[tuple[str, tuple[str, ...]], _Curve] = {}
         self._claims: dict[str, Attempt] = {}
         self._errors: dict[str, str] = {}  # of each look, until the same look succeeds
         self._file: tuple[int, int] | None = None  # which file the store is, that another in its place is noticed
@@ -187,7 +190,14 @@ class Poller:
         known |= {model.id: model.name for model in service.models()}
         known |= {dataset.id: dataset.name for dataset in service.datasets()}
         used = {one for job in jobs for one in (job.base_model_id, job.source_model_id, job.dataset_id) if one}
-        return {one: known.get(one) or service.name_of(one) for one in used}
+        names = {one: known.get(one) or service.name_of(one) for one in used}
+        titles = {job.id: job.name for job in jobs}
+        chained = (job for job in jobs if job.after_id)
+        return names | {
+            job.after_id: titles.get(job.after_id) or service.predecessor_of(job) or "–"
+            for job in chained
+            if job.after_id
+        }
 
     # The workers --------------------------------------------------------------------------------------------------
 
@@ -230,7 +240,8 @@ class Poller:
 
     def _forget(self, job_id: str) -> None:
         self._views.pop(job_id, None)
-        self._curves.pop(job_id, None)
+        for phases in (OWN, ASIDE):
+            self._curves.pop((job_id, phases), None)
 
     def _read_view(self, job_id: str, before: RunView | None) -> RunView:
         job = self._service.job(job_id)
@@ -238,9 +249,11 @@ class Poller:
         events = old.events + tuple(self._service.events(job_id, after=old.events[-1].id if old.events else 0))
         logs = old.logs + tuple(self._service.logs(job_id, since=old.logs[-1].seq if old.logs else 0))
         checkpoints = tuple(self._service.checkpoints(job_id))
+        resumes = sum(event.kind == "resume" for event in events)
         return RunView(
             job=job,
-            points=self._points(job, sum(event.kind == "resume" for event in events)),
+            points=self._points(job, resumes, OWN),
+            aside=self._points(job, resumes, ASIDE),
             logs=logs[-LOG_LINES:] if len(logs) > LOG_LINES else logs,
             events=events,
             checkpoints=old.checkpoints if checkpoints == old.checkpoints else checkpoints,
@@ -248,21 +261,23 @@ class Poller:
             model=self._overview.name(job.source_model_id or job.base_model_id),
             dataset=self._overview.name(job.dataset_id),
             evidence=self._overview.evidence.get(job_id),
+            after=self._overview.after(job),
         )
 
-    def _points(self, job: Job, resumes: int) -> tuple[Point, ...]:
-        """Return the whole curve, reading only its end unless the run was resumed since."""
-        curve = self._curves.get(job.id, _Curve())
+    def _points(self, job: Job, resumes: int, phases: tuple[str, ...]) -> tuple[Point, ...]:
+        """Return the whole curve of some phases, reading only its end unless the run was resumed since."""
+        curve = self._curves.get((job.id, phases), _Curve())
         known = curve.points
         if (curve.fence, curve.resumes) != (job.fence, resumes) or self._was_cut(job.id, known):
             known = ()
         # The last step is read again: its evaluation and its training point may come in different transactions.
         since = known[-1].step - 1 if known else -1
-        new = tuple(self._service.points(job.id, since_step=since))
-        tail = [point for point in known[-2:] if point.step > since]
+        read = (point for phase in phases for point in self._service.points(job.id, since_step=since, phase=phase))
+        new = tuple(sorted(read, key=lambda point: (point.step, point.phase)))
+        tail = [point for point in known[-len(phases) :] if point.step > since]
         if tuple(tail) != new:
             known = known[: len(known) - len(tail)] + new
-        self._curves[job.id] = _Curve(known, job.fence, resumes)
+        self._curves[job.id, phases] = _Curve(known, job.fence, resumes)
         return known
 
     def _was_cut(self, job_id: str, known: tuple[Point, ...]) -> bool:

@@ -1,7 +1,8 @@
 """Jobs and their events: one row per job, one event per change of state.
 
 The rule: the row equals the fold of its events. `transition` is the only function that writes `state`,
-by compare-and-set on (id, state, fence), with its event in the same transaction.
+by compare-and-set on (id, state, fence), with its event in the same transaction. So is what the jobs that start after
+it are told: why they wait is never older than the state that they wait for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,15 @@ from store.db import all_rows, first_row
 from store.db import insert as insert_row
 from store.errors import NotFound
 from store.library import Database
+
+AFTER = "after"  # what the hold of a job begins with that waits for another one's end
+# The states that change what those who wait are told; between claim and end it is one word, running.
+_TOLD = {states.QUEUED, states.PROVISIONING, states.COMPLETED, states.FAILED, states.CANCELLED}
+# Startable: not waiting for a job that is not completed. One that was deleted is for the start to judge.
+_DUE = (
+    "state = 'queued' AND not_before <= ? AND (after_id IS NULL OR NOT EXISTS "
+    "(SELECT 1 FROM jobs AS earlier WHERE earlier.id = jobs.after_id AND earlier.state <> 'completed'))"
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,8 @@ def insert(
     plan: Mapping[str, Any] | None = None,
     after_id: str | None = None,
 ) -> Job:
-    """Add a queued job with its first event."""
+    """Add a queued job with its first event, and its hold where it starts after another that is not completed."""
+    hold = hold_after(db, after_id)
     insert_row(
         db,
         "jobs",
@@ -128,9 +139,12 @@ def insert(
             "created_at": now,
             "plan": json.dumps(dict(plan)) if plan else None,
             "after_id": after_id,
+            "hold": hold,
         },
     )
     add_event(db, id, "state", {"from": None, "to": states.QUEUED}, now=now)
+    if hold:
+        add_event(db, id, "hold", {"why": hold}, now=now)
     return get(db, id)
 
 
@@ -140,6 +154,18 @@ def get(db: Database, job_id: str) -> Job:
     if row:
         return _job(row)
     raise NotFound(f"No job has the id {job_id}.")
+
+
+def name_of(db: Database, job_id: str) -> str | None:
+    """Return the name of the job with exactly this id; None where there is none."""
+    row = first_row(db, "SELECT name FROM jobs WHERE id = ?", [job_id])
+    return row["name"] if row else None
+
+
+def state_of(db: Database, job_id: str) -> str | None:
+    """Return the state of the job with exactly this id; None where there is none."""
+    row = first_row(db, "SELECT state FROM jobs WHERE id = ?", [job_id])
+    return row["state"] if row else None
 
 
 def by_idempotency_key(db: Database, key: str) -> Job | None:
@@ -168,15 +194,52 @@ def count(db: Database) -> dict[str, int]:
 
 
 def is_queued(db: Database, *, now: float) -> bool:
-    """Say whether there is a queued job whose time has come."""
-    sql = "SELECT 1 FROM jobs WHERE state = 'queued' AND not_before <= ? LIMIT 1"
-    return first_row(db, sql, [now]) is not None
+    """Say whether there is a queued job whose time has come and that waits for no other job."""
+    return first_row(db, f"SELECT 1 FROM jobs WHERE {_DUE} LIMIT 1", [now]) is not None  # noqa: S608
 
 
 def next_queued(db: Database, *, now: float, limit: int = -1) -> list[Job]:
-    """Return the queued jobs whose time has come, oldest first, `limit` of them at most."""
-    sql = "SELECT * FROM jobs WHERE state = 'queued' AND not_before <= ? ORDER BY seq LIMIT ?"
+    """Return the jobs that `is_queued` speaks of, oldest first, `limit` of them at most."""
+    sql = f"SELECT * FROM jobs WHERE {_DUE} ORDER BY seq LIMIT ?"  # noqa: S608
     return [_job(row) for row in all_rows(db, sql, [now, limit])]
+
+
+def followers(db: Database, job_id: str) -> list[Job]:
+    """Return the queued jobs that start after this one, oldest first."""
+    sql = "SELECT * FROM jobs WHERE state = 'queued' AND after_id = ? ORDER BY seq"
+    return [_job(row) for row in all_rows(db, sql, [job_id])]
+
+
+def taking(db: Database, model_id: str) -> Job | None:
+    """Return the oldest job that starts from this source model after another job, if any."""
+    sql = "SELECT * FROM jobs WHERE source_model_id = ? AND after_id IS NOT NULL ORDER BY seq LIMIT 1"
+    row = first_row(db, sql, [model_id])
+    return _job(row) if row else None
+
+
+def types(db: Database, job_ids: Sequence[str]) -> dict[str, str]:
+    """Return the type of each of these jobs that is there."""
+    marks = ", ".join("?" * len(job_ids))
+    sql = f"SELECT id, type FROM jobs WHERE id IN ({marks})"  # noqa: S608
+    return {row["id"]: row["type"] for row in all_rows(db, sql, list(job_ids))}
+
+
+def hold_after(db: Database, job_id: str | None) -> str | None:
+    """Return the hold of a job that starts after `job_id`; None where it need not wait for it."""
+    row = first_row(db, "SELECT id, name, state FROM jobs WHERE id = ?", [job_id])
+    if row is None or row["state"] == states.COMPLETED:
+        return None
+    if row["state"] in (states.FAILED, states.CANCELLED):
+        verb = "failed" if row["state"] == states.FAILED else "was cancelled"
+        return f"{AFTER}: {row['name']} {verb}; retry it ({row['id'][:8]}), or cancel this run"
+    word = "running" if row["state"] in states.ACTIVE else row["state"]
+    return f"{AFTER}: waits for {row['name']} ({word})"
+
+
+def _tell_followers(db: Database, job_id: str) -> None:
+    waiting = "state = 'queued' AND after_id = ?"
+    if first_row(db, f"SELECT 1 FROM jobs WHERE {waiting} LIMIT 1", [job_id]):  # noqa: S608
+        db.conn.execute(f"UPDATE jobs SET hold = ? WHERE {waiting}", [hold_after(db, job_id), job_id])  # noqa: S608
 
 
 def transition(
@@ -208,6 +271,8 @@ def transition(
     ).rowcount
     if changed:
         add_event(db, job_id, "state", {"from": before["state"], "to": to, **(detail or {})}, now=now)
+        if to in _TOLD:
+            _tell_followers(db, job_id)
     return bool(changed)
 
 
@@ -225,6 +290,13 @@ def update(db: Database, job_id: str, *, fence: int | None = None, **columns: An
     if not changed and fence is None:
         raise NotFound(f"No job has the id {job_id}.")
     return changed
+
+
+def resolve(db: Database, job: Job, *, hyperparams: Mapping[str, Any], plan: Mapping[str, Any] | None) -> bool:
+    """Store the settings that a queued job's model decided, and its memory plan. Returns False as `set_hold` does."""
+    sql = "UPDATE jobs SET hyperparams = ?, plan = ? WHERE id = ? AND state = ? AND fence = ?"
+    values = [json.dumps(dict(hyperparams)), json.dumps(dict(plan)) if plan else None]
+    return bool(db.conn.execute(sql, [*values, job.id, job.state, job.fence]).rowcount)
 
 
 def set_hold(db: Database, job: Job, hold: str) -> bool:

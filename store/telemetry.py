@@ -80,13 +80,16 @@ def add_points(db: Database, job_id: str, fence: int, points: Iterable[tuple[Any
 
 
 def forget_after(db: Database, job_id: str, step: int, *, fence: int | None = None) -> int:
-    """Drop the points after `step`: the worker resumed there and will write them again. Returns their number.
+    """Drop the points of the job's own steps after `step`: the worker resumed there and will write them again.
+
+    Points of other phases count other things, and stay. Returns their number.
 
     Here and below, what is written with a `fence` is written only while the attempt under it has the job.
     """
     if not fences.holds(db, job_id, fence):
         return 0
-    return db.conn.execute("DELETE FROM metrics WHERE job_id = ? AND step > ?", [job_id, step]).rowcount
+    sql = "DELETE FROM metrics WHERE job_id = ? AND step > ? AND phase IN ('train', 'eval')"
+    return db.conn.execute(sql, [job_id, step]).rowcount
 
 
 def points(db: Database, job_id: str, *, since_step: int = -1, phase: str | None = None) -> list[Point]:

@@ -46,6 +46,10 @@ LATER = {
         "UPDATE attempts SET heard_at = 1030.0, exit_code = -9 WHERE outcome = 'lost'",
         "UPDATE checkpoints SET pinned = 1 WHERE job_id LIKE '%cancelled'",
     ),
+    4: (
+        "UPDATE jobs SET after_id = (SELECT id FROM jobs WHERE state = 'completed') WHERE state = 'queued'",
+        "UPDATE jobs SET done = 0.25, total_steps = 0, type = 'contract', dataset_id = NULL WHERE state = 'staging'",
+    ),
 }
 ROOT = "/fixture"  # stands for the data folder in the paths of the rows
 

@@ -3,7 +3,7 @@
 The demo is run in a fresh data folder (or `--home` names one that has runs), then the real app is driven by keys.
 Needs rsvg-convert and the font Fira Code (Debian: librsvg2-bin, fonts-firacode).
 
-    python -m tools.pictures docs/pictures [--home DIR]
+    python -m tools.pictures docs/pictures [--home DIR] [--only SCREEN ...]
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ SCREENS = {
     "datasets": ("2",),
     "mask": ("2", "enter"),
     "help": ("question_mark",),
+    "layers": ("enter", "m", "m", "m", "m", "m"),
+    "grown": ("enter", "right", "right", "right", "right"),
     "lost": (),
 }
+GROWN = ("layers", "grown")  # of a run that is made when the first of them is drawn, for it stands on top then
 MASK_SECONDS = 30.0  # the trainer reads the rows: seconds of loading
 
 
@@ -76,11 +79,23 @@ def lose_a_run(service: Service) -> None:
             time.sleep(0.05)
 
 
+def grow_a_run(service: Service) -> None:
+    """Grow the starter model, with an ungrown one trained beside it for comparison."""
+    settings = {"cycles": 3, "steps_per_cycle": 40, "seq_len": 128, "growth_ratio": 0.5, "compare_ungrown": True}
+    request = {"type": "train", "idempotency_key": uuid.uuid4().hex, "base_model_id": "starter", "name": "grow"}
+    job = service.submit({**request, "dataset_id": "starter", "hyperparams": settings}).job
+    while not (job := service.job(job.id)).finished:
+        time.sleep(0.2)
+    if job.error:
+        raise SystemExit(f"The run that was to be drawn ended otherwise: {job.error}")
+
+
 def main() -> None:
     """Draw all screens into the folder given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--home", type=Path)
+    parser.add_argument("--only", nargs="+", choices=SCREENS, default=list(SCREENS), help="these screens alone")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +105,11 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "fusion_tui.cli", "demo"], env=environment, check=True)
         daemon.ensure_running(home)
         service = Service(home, config=Settings())
-        for name in SCREENS:
+        grown = asked.home is not None
+        for name in asked.only:
+            if name in GROWN and not grown:
+                grow_a_run(service)
+                grown = True
             if name == "lost":
                 lose_a_run(service)
             for size in SIZES:

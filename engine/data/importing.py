@@ -210,12 +210,25 @@ def _tensors(path: Path) -> dict[str, tuple[str, int]]:
     return {name: (entry["dtype"], math.prod(entry["shape"])) for name, entry in header.items()}
 
 
+def _adapter_alone(folder: Path) -> str:
+    """Return what is to be done with an adapter that lies without its base, whose name it tells."""
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError):
+        base = None
+    named = base if isinstance(base, str) and base else None
+    return (
+        f"{folder} is an adapter, not a model{f': its base is {named}' if named else ''}. Merge it into its base "
+        f"first, with peft: PeftModel.from_pretrained(BASE, '{folder}').merge_and_unload().save_pretrained(NEW), save "
+        "the tokenizer into NEW too, and add NEW. To begin anew from the base instead, add that: "
+        f"fusion-tui models add {named or 'BASE'} --name NAME"
+    )
+
+
 def inspect_model(folder: Path) -> ModelFacts:
     """Read a Hugging Face model folder's facts. Raises InvalidData where it cannot be trained, with the remedy."""
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise InvalidData(
-            f"{folder} is an adapter without its base. Merge it into the base first, then add the result."
-        )
+        raise InvalidData(_adapter_alone(folder))
     try:
         config = json.loads((folder / "config.json").read_text())
     except OSError:

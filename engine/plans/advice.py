@@ -16,13 +16,14 @@ from engine import specs
 from engine.catalog import AnyModel, find_dataset, find_model
 from engine.data import lengths
 from engine.errors import EngineError, Fault, InvalidRequest, UnknownReference
-from engine.hyperparams import HYPERPARAMS, FinetuneHyperparams
+from engine.hyperparams import HYPERPARAMS, FinetuneHyperparams, LoopHyperparams
 from engine.plans.planning import MemoryReport, remedy
 from engine.plans.recommend import (
     FINETUNE,
     LEAST_ROWS,
     REFUSE_ABOVE,
     SWEPT,
+    TRAIN,
     WARN_ABOVE,
     WARNING,
     WINDOW_ABOVE,
@@ -40,8 +41,8 @@ from store.library import Database
 
 # JSON around the text included, so fewer characters of text than in `lengths`: they cancel roughly.
 BYTES_PER_TOKEN = 4.0
-# Settings that save memory and change neither the rows nor what learns.
-SAVING = {"gradient_checkpointing", "optimizer", "load_in_4bit"}
+# Settings that save memory and change neither the rows nor what learns; and how much is grown, which a card decides.
+SAVING = {"gradient_checkpointing", "optimizer", "load_in_4bit", "growth_ratio"}
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
@@ -146,8 +147,6 @@ def advise(asked: Asked, plan: Planner) -> Advice:
     model, data = asked.sizes()
     full = asked.training_type == "full"
     made = recommend(model, data, type=asked.type, full=full)
-    if asked.type != FINETUNE:
-        return Advice(replace(made, notes=(*made.notes, *_planned(asked.type))))
     report = _report(asked, made, plan)
     while _too_large(report) and made.number("batch_size") > 1:
         made = recommend(model, data, type=asked.type, full=full, micro_batch=made.number("batch_size") // 2)
@@ -166,8 +165,10 @@ def _report(asked: Asked, made: Recommendation, plan: Planner) -> MemoryReport |
     """Return the memory report of a job with these values, or None where none can be made."""
     if asked.model is None:
         return None
+    # Said outright: left out, it would be what fits, before anything milder was tried.
+    grown = {"growth_ratio": HYPERPARAMS[TRAIN].model_fields["growth_ratio"].default} if made.type == TRAIN else {}
     try:
-        return plan({"type": made.type, "base_model_id": asked.model.id, "hyperparams": made.hyperparams})
+        return plan({"type": made.type, "base_model_id": asked.model.id, "hyperparams": grown | made.hyperparams})
     except EngineError:
         return None
 
@@ -186,13 +187,6 @@ def _shrunk(
     note = f"{settings}: {because[:1].lower()}{because[1:]}."
     made = replace(made, values=made.values | added, notes=(*made.notes, note))
     return made, _report(asked, made, plan)
-
-
-def _planned(type: str) -> tuple[str, ...]:
-    """Say so where jobs of this type cannot be submitted yet."""
-    if type in HYPERPARAMS:
-        return ()
-    return (f"This version runs {', '.join(HYPERPARAMS)} jobs: ask for one of those with the field type.",)
 
 
 @dataclass(frozen=True)
@@ -221,28 +215,34 @@ class RateWarning:
         )
 
 
-def rate_warning(model: AnyModel, dataset: Dataset, settings: FinetuneHyperparams) -> RateWarning | None:
+def rate_warning(model: AnyModel, dataset: Dataset, settings: LoopHyperparams) -> RateWarning | None:
     """Return what is to be said of a job's learning rate, or None where it is in order.
 
     Outside the sizes that the rate was measured on, only a rate beyond REFUSE_ABOVE is warned of and none refused: on
-    the starter model (4.7 M) six times the extrapolated rate trained best and sixteen times diverged.
+    the starter model (4.7 M) six times the extrapolated rate trained best and sixteen times diverged. No sweep tells
+    where new blocks diverge, so of a train job none is refused either.
     """
-    size, full = model_size(model), settings.training_type == "full"
+    type = FINETUNE if isinstance(settings, FinetuneHyperparams) else TRAIN
+    size, full = model_size(model), type == FINETUNE and not settings.frozen_base
     measured = SWEPT[0] <= size.params <= SWEPT[1]
     limit = WARN_ABOVE if measured else REFUSE_ABOVE
-    if settings.lr <= limit * learning_rate(size, LEAST_ROWS, full=full):
+    if settings.lr <= limit * learning_rate(size, LEAST_ROWS, type=type, full=full):
         return None  # in order whatever the rows: they need not be looked at
     sequences = settings.batch_size * settings.grad_accum
     data = data_size(dataset, Path(model.path))
     rows = rows_per_step(data, sequences, settings.seq_len) if settings.packing else sequences
-    rate = learning_rate(size, rows, full=full)
+    rate = learning_rate(size, rows, type=type, full=full)
     if settings.lr <= limit * rate:
         return None
-    return RateWarning(settings.lr, rate, measured and settings.lr > rate * REFUSE_ABOVE)
+    refused = type == FINETUNE and measured and settings.lr > rate * REFUSE_ABOVE
+    return RateWarning(settings.lr, rate, refused)
 
 
 def of_request(db: Database, request: specs.JobRequest) -> RateWarning | None:
-    """Return what is to be said of a request's learning rate; nothing where its model or dataset is not known."""
+    """Return what is to be said of a request's learning rate; nothing where it trains on no dataset, or where its model
+    or dataset is not known."""
+    if not isinstance(request.hyperparams, LoopHyperparams):
+        return None
     try:
         model = find_model(db, request.model_reference or "")
         dataset = find_dataset(db, request.dataset_id or "")

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.plans.model_shape import Shape
+
 # Decoders of one pattern: attention with o_proj, gated MLP with down_proj, one list of like layers.
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
 
@@ -29,6 +31,11 @@ class Room:
     def unit(self) -> int:
         """Parameters of one neuron of a gated MLP, biases left out."""
         return 3 * self.hidden
+
+
+def room(shape: Shape) -> Room:
+    """Return what of a model's shape counts here."""
+    return Room(shape.params, shape.layer, shape.layers, shape.hidden)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,18 @@ class Shape:
         """Number of parameters, tied ones once."""
         return self.linear + self.embedding + self.head + self.other
 
+    @property
+    def layer(self) -> int:
+        """Weights of one layer, of decoders without a bias in their last norm or their head."""
+        return (self.linear + self.other - self.hidden) // self.layers
+
+    def resized(self, *, layers: int | None = None, mlp: int | None = None) -> Shape:
+        """Return the shape with so many layers and so wide a gated MLP; biases of the MLP are counted as before."""
+        layers, mlp = layers or self.layers, mlp or self.mlp
+        linears = (*self.linears[:-3], (self.hidden, mlp), (self.hidden, mlp), (mlp, self.hidden))
+        norms = self.layer - self.linear // self.layers
+        return replace(self, layers=layers, mlp=mlp, linears=linears, other=layers * norms + self.hidden)
+
     def adapter(self, rank: int) -> int:
         """Weights of LoRA adapters of this rank on every linear map of the layers."""
         return rank * self.layers * sum(inputs + outputs for inputs, outputs in self.linears)

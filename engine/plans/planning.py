@@ -6,40 +6,41 @@ is in nobody's way.
 
 from __future__ import annotations
 
-import logging
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from engine import catalog, resources
-from engine.errors import EngineError, Fault, InvalidRequest, UnknownReference
-from engine.plans import memory, model_shape
-from engine.plans.memory import Alternative, Plan
+from engine.errors import UnknownReference
+from engine.plans import limits, memory, model_shape, offers
+from engine.plans.memory import Plan
 from engine.plans.model_shape import Shape
+from engine.plans.offers import Alternative
 from engine.resources import Device, Holder, size_text
 from store import memory_peaks
 from store.library import Database
 
 if TYPE_CHECKING:
-    from engine.hyperparams import FinetuneHyperparams
+    from engine.hyperparams import Hyperparams
 
 RUNS_REMEMBERED = 5
+# New parameters for each old one, where the request leaves that open: the first of these that the device can hold.
+RATIOS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 # Main memory gives way a little: caches are dropped and idle pages swapped. A card's does not.
 CPU_SHORTAGE = 0.1
 
 Verdict = Literal["fits", "tight", "waits", "too_large", "unknown"]
-
-log = logging.getLogger("fusion.planning")
 
 
 @dataclass(frozen=True)
 class MemoryReport:
     """A plan held against a device: bytes in all and free now, what would fit, and who holds the rest.
 
-    `alternatives` are those that fit now, or where the device is too small those that it could hold.
+    `alternatives` are those that fit now, or where the device is too small those that it could hold; `settled` are the
+    settings that the request left open, as they would run.
     """
 
     plan: Plan
@@ -49,6 +50,7 @@ class MemoryReport:
     verdict: Verdict
     alternatives: tuple[Alternative, ...] = ()
     holders: tuple[Holder, ...] = ()
+    settled: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def needed(self) -> int:
@@ -59,6 +61,10 @@ class MemoryReport:
     def fits(self) -> bool:
         """Whether the run could start now."""
         return self.verdict not in ("waits", "too_large")
+
+    def stored(self) -> dict[str, Any]:
+        """Return what a job keeps of its plan."""
+        return {**self.plan.document(), "device": self.device, "total": self.total}
 
     @property
     def summary(self) -> str:
@@ -91,6 +97,7 @@ class MemoryReport:
             "total": self.total,
             "free": self.free,
             "verdict": self.verdict,
+            "settled": dict(self.settled),
             "fits": self.fits,
             "summary": self.summary,
             "alternatives": [asdict(alternative) for alternative in self.alternatives],
@@ -121,20 +128,37 @@ def needed_now(db: Database, plan: Mapping[str, Any], device: Device) -> int:
     return bare.corrected(*correction(db, device.label, bare.mode)).needed
 
 
-def report(db: Database, shape: Shape, settings: FinetuneHyperparams, device: Device) -> MemoryReport:
+def _planned(db: Database, shape: Shape, settings: Hyperparams, device: Device) -> Plan:
+    """Return the plan of a run on a device, by what runs have taught."""
+    bits = resources.multiplies_in_16_bits(device.type)
+    bare = memory.plan(shape, settings, device.type, sixteen_bits=bits)
+    return bare.corrected(*correction(db, device.label, bare.mode))
+
+
+def fitted(db: Database, shape: Shape, settings: Hyperparams, device: Device) -> Hyperparams:
+    """Return the settings with the growth that was left open: the most, up to 0.5, that the device could hold alone.
+
+    Where even the least of it does not fit, 0.5, of which the plan then says what would.
+    """
+    from engine.hyperparams import TrainHyperparams
+
+    if not isinstance(settings, TrainHyperparams) or "growth_ratio" in settings.model_fields_set:
+        return settings
+    tried = [settings.model_copy(update={"growth_ratio": ratio}) for ratio in RATIOS]
+    holds = (one for one in tried if _verdict(_planned(db, shape, one, device).needed, device) != "too_large")
+    return next(holds, tried[0])
+
+
+def report(db: Database, shape: Shape, settings: Hyperparams, device: Device) -> MemoryReport:
     """Hold the plan of a run against a device as it is now."""
-
-    def planned(changed: FinetuneHyperparams) -> Plan:
-        bits = resources.multiplies_in_16_bits(device.type)
-        bare = memory.plan(shape, changed, device.type, sixteen_bits=bits)
-        return bare.corrected(*correction(db, device.label, bare.mode))
-
-    plan = planned(settings)
+    plan = _planned(db, shape, settings, device)
     verdict = _verdict(plan.needed, device)
     others: Sequence[Alternative] = ()
     if verdict in ("waits", "too_large"):
         limit = device.memory_total if verdict == "too_large" else device.memory_free
-        others = memory.alternatives(settings, limit, planned, quantises=device.type != "mps")
+        others = offers.alternatives(
+            settings, limit, lambda changed: _planned(db, shape, changed, device), quantises=device.type != "mps"
+        )
     holders = resources.holders(device) if verdict == "waits" else []
     total, free = device.memory_total, device.memory_free
     return MemoryReport(plan, device.label, total, free, verdict, tuple(others), tuple(holders))
@@ -172,34 +196,26 @@ def of_request(db: Database, payload: Mapping[str, Any], *, card_gb: float | Non
         # A path may be longer than a name can be.
         values = {key: value for key, value in values.items() if key != "source_model_id"}
         values["base_model_id"] = "folder"
-    if values.get("dataset_id") is None:
+    if values.get("dataset_id") is None and values.get("type") != "contract":
         values["dataset_id"] = catalog.STARTER
     request = specs.parse(values)
     if payload.get("dataset_id") is not None:
         catalog.find_dataset(db, str(payload["dataset_id"]))
     try:
-        path = Path(catalog.find_model(db, reference if named else request.model_reference or "").path)
+        model = catalog.find_model(db, reference if named else request.model_reference or "")
+        folder, family = Path(model.path), model.family
     except UnknownReference:
         if not named:
             raise
-        path = folder
+        family = ""
     device = largest_device() if card_gb is None else card(card_gb)
-    return report(db, model_shape.read(path), request.hyperparams, device)
-
-
-def need_memory(db: Database, model: catalog.AnyModel, settings: FinetuneHyperparams) -> dict[str, Any] | None:
-    """Return the plan to store with a job, or None where none can be made.
-
-    Raises InvalidRequest, with what would fit, where the largest device could not hold the run even alone.
-    """
-    try:
-        found = report(db, model_shape.read(Path(model.path)), settings, largest_device())
-    except EngineError as error:
-        log.info("no memory plan for %s: %s", model.name, error)
-        return None
-    if found.verdict == "too_large":
-        raise InvalidRequest([Fault(("hyperparams",), f"{found.summary}. {remedy(found)}", "memory")])
-    return {**found.plan.document(), "device": found.device, "total": found.total}
+    settings = limits.settle(request.hyperparams, folder, family)
+    shape = model_shape.read(folder)
+    settings = fitted(db, shape, settings, device)
+    settled = {
+        name: value for name, value in settings.model_dump().items() if value != getattr(request.hyperparams, name)
+    }
+    return replace(report(db, shape, settings, device), settled=settled)
 
 
 def remedy(found: MemoryReport) -> str:

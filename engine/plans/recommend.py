@@ -243,13 +243,11 @@ def recommend(
     why = f"for hidden size {model.hidden} and about {_many(rows, 'row')} a step"
     values["lr"] = Value(rate, _two_digits(rate / WINDOW_BELOW), _two_digits(min(rate * WINDOW_ABOVE, 1.0)), why)
     values["seq_len"] = length
-    if type == TRAIN:
-        values["batch_size"] = Value(sequences, 1, 2 * sequences, f"{sequences * seq_len:,} tokens a step")
-    else:
-        micro = min(sequences, _power_of_two(micro_batch or FORWARD_TOKENS / seq_len))
-        values["batch_size"] = Value(micro, 1, max(sequences, micro), f"{micro * seq_len:,} tokens a pass")
-        accum = sequences // micro
-        values["grad_accum"] = Value(accum, 1, 2 * sequences, f"{sequences * seq_len:,} tokens a step")
+    micro = min(sequences, _power_of_two(micro_batch or FORWARD_TOKENS / seq_len))
+    values["batch_size"] = Value(micro, 1, max(sequences, micro), f"{micro * seq_len:,} tokens a pass")
+    accum = sequences // micro
+    values["grad_accum"] = Value(accum, 1, 2 * sequences, f"{sequences * seq_len:,} tokens a step")
+    if type == FINETUNE:
         if not full:
             values["lora_rank"] = Value(RANK, *RANKS, "the rate does not depend on it")
             values["lora_alpha"] = Value(ALPHA, *ALPHAS, "the rate is measured at this scale")
@@ -304,7 +302,7 @@ def _lr_note(made: Recommendation, rows: int) -> str:
 
 
 def _batch_note(made: Recommendation, rows: int) -> str:
-    accumulated = f" × grad_accum {made.number('grad_accum')}" if "grad_accum" in made.values else ""
+    accumulated = f" × grad_accum {made.number('grad_accum')}"
     alone = made.number("batch_size") * made.number("grad_accum") == 1
     steps, most = f"{LEAST_STEPS} steps in {PASSES_FOR_BATCH} passes", f"{REFERENCE_ROWS} rows"
     if alone:

@@ -8,6 +8,8 @@ import os
 import psutil
 import torch
 
+MIXED = "holds_new_weights_in_fp32"
+
 
 def select(name: str) -> torch.device:
     """Return the device called `name`. Raises RuntimeError, with the remedy, where torch cannot use it."""
@@ -49,10 +51,12 @@ def multiplied_in(model: torch.nn.Module, device: torch.device) -> torch.dtype:
 
 
 def autocast(model: torch.nn.Module, device: torch.device) -> torch.autocast:
-    """Return the context in which `model` multiplies in 16 bits where its weights are kept in fp32 to learn."""
+    """Return the context in which `model` multiplies in 16 bits where weights are kept in fp32 to learn: all of them,
+    or what was grown beside frozen ones in 16 bits, which says so by an attribute called MIXED."""
     held = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     dtype = compute_dtype(device)
-    return torch.autocast(device.type, dtype, enabled=held == torch.float32 and dtype != torch.float32)
+    mixed = held == torch.float32 or getattr(model, MIXED, False)
+    return torch.autocast(device.type, dtype, enabled=mixed and dtype != torch.float32)
 
 
 def loss_scale(model: torch.nn.Module, device: torch.device) -> float:

@@ -9,6 +9,7 @@ import torch
 
 from engine.data import rows
 from engine.data.rows import Row
+from engine.trainer import device as devices
 from engine.trainer.data.batch import Document
 from engine.trainer.objective import Objective
 
@@ -49,13 +50,14 @@ def sample(model: Any, tokenizer: Any, prompt: str, device: torch.device) -> str
     training = model.training
     model.eval()
     encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(device)
-    output = model.generate(
-        input_ids=encoded["input_ids"],
-        attention_mask=encoded["attention_mask"],
-        max_new_tokens=SAMPLE_TOKENS,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    with devices.autocast(model, device):
+        output = model.generate(
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+            max_new_tokens=SAMPLE_TOKENS,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     model.train(training)
     text: str = tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
     return text.strip()

@@ -13,12 +13,10 @@ from engine import atomic
 from engine.hyperparams import FinetuneHyperparams
 from engine.order import Order
 from engine.trainer import device as devices
-from engine.trainer import evaluate, kernels, loop, lora, models, optimizer
+from engine.trainer import evaluate, loop, lora, models, optimizer, preparing
 from engine.trainer.checkpoint import LoopState
-from engine.trainer.data import corpora
 from engine.trainer.data.corpora import Corpus
-from engine.trainer.objective import FLAT, Objective
-from engine.trainer.optimizer import trained_parameters
+from engine.trainer.objective import Objective
 from engine.trainer.peak import Peak
 from engine.trainer.publish import publish
 from engine.trainer.reporter import Reporter
@@ -27,46 +25,13 @@ from engine.trainer.run import Run, StopFlag
 
 def prepare(order: Order, settings: FinetuneHyperparams, reporter: Reporter) -> tuple[Objective, Any, Corpus, int]:
     """Return (objective with the model on its device, tokenizer, corpus, parameters). Raises what loading raises."""
-    if settings.deterministic:
-        devices.be_deterministic()
-    device = devices.select(order.device)
-    tokenizer = models.load_tokenizer(Path(order.model_path))
-    if models.ensure_chat_template(tokenizer):
-        reporter.log(f"{order.model_name} has no chat template; ChatML is used and saved with the model.")
-    reporter.state("staging", "reading the dataset")
-    source = corpora.Source(
-        Path(order.dataset_path),
-        order.dataset_sha256,
-        order.dataset_format,
-        Path(order.cache_path) if order.cache_path else None,
-    )
-    corpus = corpora.load(source, tokenizer, settings, tell=reporter.activity, log=reporter.log)
-    for notice in corpus.notices:
-        reporter.log(notice)
-    reporter.activity("loading the model")
-    folder, dtype = Path(order.model_path), devices.compute_dtype(device)
-    torch.manual_seed(settings.seed)
-    if settings.training_type == "full":
-        # Weights that learn are kept in fp32: 16 bits have too few digits for small updates to add up.
-        model = models.load_model(folder, torch.float32).to(device)
-    elif settings.load_in_4bit:
-        model = models.load_4bit(folder, dtype, device)
-    else:
-        model = models.load_model(folder, dtype).to(device)
-    told = [kernels.liger(model, device)]
-    size, held = model.num_parameters(), "4 bits" if settings.load_in_4bit else str(model.dtype).removeprefix("torch.")
+    ready = preparing.read(order, settings, reporter)
+    model = preparing.load(order, settings, reporter, ready.device)
+    size = model.num_parameters()
+    reporter.log(f"{order.model_name}: {size:,} parameters.")
     if settings.training_type == "lora":
-        model = lora.add_adapters(model, settings).to(device)
-    learning = sum(parameter.numel() for parameter in trained_parameters(model).values())
-    reporter.log(f"{order.model_name}: {size:,} parameters in {held} on {device}; {learning:,} learn.")
-    objective = Objective.of(model, device, corpus.pad, corpus.validation[0], noise=settings.neftune_alpha)
-    if settings.torch_compile:
-        told.append(kernels.compile_layers(model))
-    for text in filter(None, told):
-        reporter.log(text)
-    if objective.layout != FLAT or not objective.direct:
-        reporter.log("This architecture is trained through its own forward pass: right, but slower than others.")
-    return objective, tokenizer, corpus, size
+        model = lora.add_adapters(model, settings).to(ready.device)
+    return preparing.objective(model, ready, settings, reporter), ready.tokenizer, ready.corpus, size
 
 
 def judge_baseline(run: Run, tokenizer: Any, state: LoopState) -> None:

@@ -75,7 +75,9 @@ def evaluate_now(run: Run, state: LoopState, activity: str) -> dict[str, Any]:
     state.eval_loss = loss
     state.curve.append((state.step, loss))
     run.reporter.activity("training")
-    return {"step": state.step, "phase": "eval", "ts": time.time(), "loss": loss, "tokens": state.tokens}
+    point = {"step": state.step, "phase": "eval", "ts": time.time(), "loss": loss, "tokens": state.tokens}
+    cycle = run.settings.cycle(state.step) if state.step else 0
+    return point | ({"cycle": cycle} if cycle else {})
 
 
 def improved(run: Run, state: LoopState) -> bool:
@@ -182,12 +184,14 @@ def train(run: Run, state: LoopState) -> LoopState:
             "tokens": state.tokens,
             "epoch": step * settings.batch_size * settings.grad_accum / len(run.corpus.training),
             "step_s": elapsed,
+            **({"cycle": settings.cycle(step)} if settings.cycle(step) else {}),
             **done.parts,
             "save_s": saved,  # before this step: a point is written before its checkpoint, so that none is ever lost
         }
         last, best = step == settings.total_steps, False
         points = [point]
-        if last or (step % settings.eval_interval == 0 and not state.guard.no_numbers):
+        cycle_ends = settings.ends_cycle(step)
+        if last or ((step % settings.eval_interval == 0 or cycle_ends) and not state.guard.no_numbers):
             # Before the step's own point, so that who asks for "newer than this step" has both or neither.
             points.insert(0, evaluate_now(run, state, f"evaluating at step {step}"))
             state.guard.no_numbers = 0  # the weights gave a number: they are sound
@@ -197,7 +201,9 @@ def train(run: Run, state: LoopState) -> LoopState:
         run.reporter.points(points)
         saving = time.monotonic()
         # A run of no-numbers may mean that the weights are spoilt: such a state is never the newest checkpoint.
-        ends = last or has_enough(run, state)
+        ends = last or cycle_ends or has_enough(run, state)
+        if cycle_ends and run.on_cycle:
+            run.on_cycle(state)
         if (step % settings.save_steps == 0 or best or ends) and not state.guard.no_numbers:
             save(run, state, rate)
         saved = time.monotonic() - saving

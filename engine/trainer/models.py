@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from engine import atomic
 from engine.errors import Unsupported
 from engine.trainer import device as devices
+from engine.trainer.contract import targeted
 from engine.trainer.data.corpora import CHATML
 
 
@@ -37,7 +38,7 @@ def ensure_chat_template(tokenizer: Any) -> bool:
 
 def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
     """Load a causal language model onto the CPU as `dtype` ("auto": as stored). Raises OSError or ValueError."""
-    return AutoModelForCausalLM.from_pretrained(
+    return targeted.loader(folder).from_pretrained(
         folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True
     )
 
@@ -56,7 +57,7 @@ def load_4bit(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
         ) from None
     if device.type == "mps":
         raise Unsupported("load_in_4bit does not run on an Apple GPU. Set it to false.")
-    model = AutoModelForCausalLM.from_pretrained(
+    model = targeted.loader(folder).from_pretrained(
         folder,
         dtype=dtype,
         device_map={"": device},
@@ -166,6 +167,7 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: torch.dtype = torch.bf
     """Write weights as `dtype`, tokenizer, template and generation config into `folder`."""
     model.generation_config = generation_config(tokenizer, model.generation_config)
     atomic.step(model.to(dtype).save_pretrained, folder, safe_serialization=True)
+    targeted.write_code(model, folder)
     atomic.step(tokenizer.save_pretrained, folder)
 
 

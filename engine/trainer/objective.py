@@ -93,8 +93,15 @@ class Objective:
 
     def summed(self, batch: Batch) -> torch.Tensor:
         """Return the cross-entropy in nats, summed over the batch's targets."""
+        rows, targets = self.read(batch), batch.targets.to(self.device)
+        if not self.direct:
+            return functional.cross_entropy(rows.float(), targets, reduction="sum")
+        return cross_entropy.summed(rows, *self.head(), targets)
+
+    def read(self, batch: Batch) -> torch.Tensor:
+        """Return what predicts each target: hidden states [n, h] for the head where this is `direct`, else logits."""
         ids, positions = batch.input_ids.to(self.device), batch.position_ids.to(self.device)
-        sources, targets = batch.sources.to(self.device), batch.targets.to(self.device)
+        sources = batch.sources.to(self.device)
         base = models.causal(self.model)
         given: dict[str, Any] = {"position_ids": positions, "use_cache": False}
         if batch.layout:
@@ -106,12 +113,13 @@ class Objective:
         with devices.autocast(self.model, self.device):
             hidden = base.get_decoder()(**given).last_hidden_state if self.direct else base(**given).logits
         rows = hidden.flatten(0, 1).index_select(0, sources)
-        if not self.direct:
-            return functional.cross_entropy(rows.float(), targets, reduction="sum")
-        head = base.get_output_embeddings()
+        return rows.to(devices.multiplied_in(self.model, self.device)) if self.direct else rows
+
+    def head(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the head's weight [V, h] and bias, as they are multiplied."""
+        head = models.causal(self.model).get_output_embeddings()
         dtype = devices.multiplied_in(self.model, self.device)
-        bias = None if head.bias is None else head.bias.to(dtype)
-        return cross_entropy.summed(rows.to(dtype), head.weight.to(dtype), bias, targets)
+        return head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
 
     def _noisy(self, embedded: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Add uniform noise of NEFTune's size, alpha / √(tokens of a document · h), to embeddings [rows, T, h]."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from engine.errors import Unsupported
 from engine.hyperparams import LoopHyperparams
 
 BETAS = (0.9, 0.999)
+SLOW_RATE = 0.1  # of weights that know something already, beside new ones that know nothing
+RATE = "rate"  # in a parameter group: its share of the learning rate
 STATE_BYTES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2}  # for each parameter that learns
 
 
@@ -21,16 +24,21 @@ def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def make(model: torch.nn.Module, settings: LoopHyperparams, device: torch.device) -> torch.optim.Optimizer:
+def make(
+    model: torch.nn.Module, settings: LoopHyperparams, device: torch.device, *, slow: Collection[str] = ()
+) -> torch.optim.Optimizer:
     """Return the optimiser over the parameters that learn; norms and biases are not decayed.
 
-    Raises Unsupported, naming the setting, where this device has no such optimiser.
+    The parameters named in `slow` learn at SLOW_RATE of the rate. Raises Unsupported, naming the setting, where this
+    device has no such optimiser.
     """
-    parameters = trained_parameters(model).values()
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    for rate in (1.0, SLOW_RATE):
+        found = [p for name, p in trained_parameters(model).items() if (name in slow) == (rate == SLOW_RATE)]
+        groups += [
+            {"params": [p for p in found if p.ndim >= 2], "weight_decay": settings.weight_decay, RATE: rate},
+            {"params": [p for p in found if p.ndim < 2], "weight_decay": 0.0, RATE: rate},
+        ]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, fused=device.type in ("cuda", "cpu"))

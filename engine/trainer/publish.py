@@ -12,9 +12,8 @@ import torch
 from engine import atomic, manifest, resources
 from engine.order import Order
 from engine.trainer import models
+from engine.trainer.card import card
 from engine.trainer.reporter import Reporter
-
-CURVE_ROWS = 30
 
 # Given the folder that will be the model's: returns the finished model and the 16-bit type to write it in. It may put
 # more into the folder, and give up what it was made of.
@@ -79,40 +78,3 @@ def _publish(
             "path": str(final),
         }
     )
-
-
-def card(title: str, facts: dict[str, Any]) -> str:
-    """Return a model card: what was trained on what, with which settings and versions, and what came of it."""
-    result = facts["result"]
-    lines = [f"# {title}", "", f"Made with fusion-tui by a `{facts['type']}` job.", ""]
-    for key in ("base_model", "dataset", "dataset_sha256"):
-        lines.append(f"- {key.replace('_', ' ')}: `{facts[key]}`")
-    lines += [
-        f"- perplexity on {result['rows_held_out']} held-out rows: {result['ppl_baseline']:.3f} before, "
-        f"{result['ppl_final']:.3f} after ({result['ppl_delta_pct']:+.1f} %)",
-        f"- trained on {result['rows_trained']:,} rows, {result['tokens_processed']:,} tokens "
-        f"in {result['gpu_seconds']:,.0f} s; {result['truncated_rows']} rows truncated to seq_len",
-        f"- parameters: {result['params_after']:,}",
-        "",
-    ]
-    if facts["hyperparams"]["training_type"] == "lora":
-        lines += [
-            "The merged model is in this folder; the adapter alone is in `adapter/`, for peft.",
-            "",
-        ]
-    lines += ["## Held-out loss", "", *_table(("step", "loss (nats per token)"), _thinned(facts["curve"])), ""]
-    lines += ["## Settings as resolved", "", *_table(("setting", "value"), list(facts["hyperparams"].items())), ""]
-    lines += ["## Versions", "", *(f"- {name} {number}" for name, number in facts["versions"].items()), ""]
-    return "\n".join(lines)
-
-
-def _table(head: tuple[str, str], rows: list[tuple[Any, Any]]) -> list[str]:
-    cells = [(str(left), f"{right:.4f}" if head[1].startswith("loss") else str(right)) for left, right in rows]
-    return [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {left} | {right} |" for left, right in cells)]
-
-
-def _thinned(curve: list[tuple[int, float]]) -> list[tuple[Any, Any]]:
-    """Return at most 30 points of a curve, its first and last among them."""
-    if len(curve) <= CURVE_ROWS:
-        return list(curve)
-    return [curve[round(i * (len(curve) - 1) / (CURVE_ROWS - 1))] for i in range(CURVE_ROWS)]

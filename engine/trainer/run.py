@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from engine.hyperparams import LoopHyperparams
+from engine.trainer.checkpoint import LoopState
 from engine.trainer.data.corpora import Corpus
 from engine.trainer.objective import Objective
 from engine.trainer.reporter import Reporter
@@ -44,7 +46,10 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """What the loop works with. `roots` are the checkpoint directories, this attempt's own first."""
+    """What the loop works with. `roots` are the checkpoint directories, this attempt's own first.
+
+    `penalty`: what is minimised beside the loss, for the number of a step. `on_cycle` hears of the end of a cycle.
+    """
 
     objective: Objective
     optimizer: torch.optim.Optimizer
@@ -54,6 +59,8 @@ class Run:
     keep_checkpoints: int
     reporter: Reporter
     stop: StopFlag
+    penalty: Callable[[int], torch.Tensor] | None = None
+    on_cycle: Callable[[LoopState], None] | None = None
 
     @property
     def model(self) -> Any:

@@ -51,6 +51,12 @@ def gradients(run: Run, state: LoopState, step: int, watch: Stopwatch) -> tuple[
         with watch.part("backward_s"):
             (loss * state.loss_scale).backward()
         total += loss.detach()
+    if run.penalty:
+        # Part of what is minimised, and no part of the loss that is reported: runs without it are compared by that.
+        with watch.part("forward_s"):
+            penalty = run.penalty(step)
+        with watch.part("backward_s"):
+            (penalty * state.loss_scale).backward()
     return total, sum(batch.tokens for batch in batches)
 
 
@@ -85,7 +91,7 @@ def train_step(run: Run, state: LoopState, step: int, rate: float) -> Step:
         verdict = state.guard.judge(float(loss), float(norm))
         if verdict is None:
             for group in run.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group[optimizers.RATE]
             run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
     devices.synchronize(run.device)

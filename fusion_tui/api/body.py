@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -113,9 +113,15 @@ def validated(model: type[Model], values: dict[str, Any]) -> Model:
         raise RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]) from None
 
 
-def documented(model: type[BaseModel]) -> dict[str, Any]:
-    """Return what a route's OpenAPI entry says of a body that `json_object` reads."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+def documented(*models: type[BaseModel], by: str = "type") -> dict[str, Any]:
+    """Return what a route's OpenAPI entry says of a body that `json_object` reads; of several, `by` tells which."""
+    places = {model: f"#/components/schemas/{model.__name__}" for model in models}
+    schema: dict[str, Any] = {"oneOf": [{"$ref": place} for place in places.values()]}
+    if len(models) == 1:
+        schema = schema["oneOf"][0]
+    else:
+        words = {get_args(model.model_fields[by].annotation)[0]: place for model, place in places.items()}
+        schema["discriminator"] = {"propertyName": by, "mapping": words}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

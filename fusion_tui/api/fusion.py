@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from engine.errors import UnknownReference
 from engine.service import Model, Service
-from engine.specs import JobRequest
+from engine.specs import REQUESTS
 from fusion_tui.api import body, errors
 from fusion_tui.api import fusion_entries as entries
 from fusion_tui.api import fusion_models as models
@@ -60,7 +60,7 @@ def health(service: Engine) -> models.Health:
     response_model_exclude_unset=True,
     responses=errors.documented(400, 408, 409, 413, 415)
     | {200: {"model": models.Job, "description": "The job that this idempotency key made before."}},
-    openapi_extra=body.documented(JobRequest),
+    openapi_extra=body.documented(*REQUESTS.values()),
 )
 def submit_job(service: Engine, payload: body.JsonObject, response: Response) -> models.Job:
     """Queue a job. The same idempotency key with the same payload answers 200 and the same job."""
@@ -75,7 +75,7 @@ def submit_job(service: Engine, payload: body.JsonObject, response: Response) ->
     tags=["jobs"],
     dependencies=TRAIN,
     responses=errors.documented(400, 408, 413, 415),
-    openapi_extra=body.documented(JobRequest),
+    openapi_extra=body.documented(*REQUESTS.values()),
 )
 def plan_job(
     service: Engine, payload: body.JsonObject, card_gb: Annotated[float | None, Query(gt=0, le=10_000)] = None
@@ -181,7 +181,9 @@ def list_base_models(service: Engine) -> list[entries.BaseModelEntry]:
 @router.get("/models", tags=["models"], dependencies=READ)
 def list_models(service: Engine) -> list[entries.ModelEntry]:
     """List the models that jobs made, newest first."""
-    return [entries.ModelEntry.of(entry) for entry in service.models()]
+    models_made = service.models()
+    lineages = service.lineages(models_made)
+    return [entries.ModelEntry.of(entry, lineages[entry.id]) for entry in models_made]
 
 
 @router.get("/models/{id}", tags=["models"], dependencies=READ, responses=errors.documented(404))
@@ -193,7 +195,7 @@ def get_model(service: Engine, model_id: Id) -> entries.ModelEntry:
         raise NotFound(str(error)) from None
     if not isinstance(entry, Model) or entry.id != model_id:
         raise NotFound(f"No job made a model with the id {model_id}.")
-    return entries.ModelEntry.of(entry)
+    return entries.ModelEntry.of(entry, service.lineages([entry])[entry.id])
 
 
 @router.get("/keys", tags=["server"], dependencies=READ)

@@ -29,10 +29,22 @@ class BaseModelEntry(Answer):
     precision: str
 
 
+class Parent(Answer):
+    """A model that another was made from, and the job that made it; null for an imported one."""
+
+    id: str
+    name: str
+    job_id: str | None
+    type: str | None
+
+
 class Lineage(Answer):
-    """Where a model comes from."""
+    """Where a model comes from: the job that made it and its type, null where that was deleted."""
 
     job_id: str | None
+    type: str | None
+    parent: Parent | None = Field(description="The model that the job started from; null where it was removed.")
+    parents: list[Parent] = Field(description="That one, the one before it, and so on to one that was imported.")
 
 
 class ModelEntry(Answer):
@@ -48,9 +60,10 @@ class ModelEntry(Answer):
     created_at: Timestamp
 
     @classmethod
-    def of(cls, model: rows.Model) -> ModelEntry:
+    def of(cls, model: rows.Model, lineage: rows.Lineage) -> ModelEntry:
         """Translate a row."""
-        return cls.model_validate(asdict(model) | {"lineage": {"job_id": model.job_id}})
+        told = asdict(lineage) | {"parent": asdict(lineage.parent) if lineage.parent else None}
+        return cls.model_validate(asdict(model) | {"lineage": told})
 
 
 class DatasetEntry(Answer):

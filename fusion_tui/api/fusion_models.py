@@ -83,7 +83,8 @@ class Job(Answer):
     hyperparams: dict[str, Any] = Field(description="As resolved at launch, defaults filled in.")
     base_model_id: str | None
     source_model_id: str | None
-    dataset_id: str | None
+    dataset_id: str | None = Field(description="Null for a contract job.")
+    after: str | None = Field(description="Id of the job that must be completed before this one starts.")
     progress: float = Field(ge=0, le=1)
     eta_s: Measure = Field(description="Seconds to go, where known.")
     step: int
@@ -97,7 +98,7 @@ class Job(Answer):
     @classmethod
     def of(cls, job: rows.Job) -> Job:
         """Translate a row."""
-        values = asdict(job) | {"status": job.state, "progress": job.progress}
+        values = asdict(job) | {"status": job.state, "progress": job.progress, "after": job.after_id}
         if job.state != "failed":
             values.pop("error")
         return cls.model_validate(values)
@@ -193,6 +194,23 @@ class Result(Answer):
     rows_held_out: int | None = None
     truncated_rows: int | None = None
     dropped_rows: int | None = None
+    tokens_trained: int | None = Field(None, description="Of those processed, the ones that a loss was taken on.")
+    ppl_after_growth: Measure = Field(None, description="Grown and not yet trained: as before, or the growth failed.")
+    self_ppl_baseline: Measure = Field(None, description="On text that the original model wrote itself.")
+    self_ppl_after_growth: Measure = None
+    self_ppl_final: Measure = None
+    ungrown_ppl_final: Measure = Field(None, description="Of the ungrown model, trained on the same tokens.")
+    ungrown_self_ppl_final: Measure = None
+    logit_kl: Measure = Field(None, description="KL from the original's answers to the grown, untrained model's.")
+    argmax_agreement: Measure = Field(None, description="Share of tokens on which both give the same answer.")
+    blocks_added: int | None = None
+    neurons_added: int | None = Field(None, description="In the MLP of every layer.")
+    layout: str | None = Field(None, description="How a contracted model lost its parts: uniform, targeted or depth.")
+    param_ratio: Measure = Field(None, description="Parameters after over before.")
+    layers: list[int] | None = Field(None, description="Those that lost neurons, or that went, from 0.")
+    eval_ppl_baseline: Measure = Field(None, description="On the dataset that a contract job reports on.")
+    eval_ppl_final: Measure = None
+    healed_steps: int | None = None
     sample_prompt: str | None = Field(
         None, description="From the held-out rows; what the model wrote before and after."
     )

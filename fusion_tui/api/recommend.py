@@ -45,7 +45,7 @@ class RecommendRequest(BaseModel):
 
 
 class TrainSettings(Answer):
-    """Where to start a train job."""
+    """Where to start a train job; the last four only where memory needs them."""
 
     turns: int
     lr: float
@@ -53,6 +53,11 @@ class TrainSettings(Answer):
     steps_per_cycle: int
     seq_len: int
     batch_size: int
+    grad_accum: int
+    growth_ratio: float | None = None
+    load_in_4bit: bool | None = None
+    gradient_checkpointing: str | None = None
+    optimizer: str | None = None
 
 
 class FinetuneSettings(Answer):

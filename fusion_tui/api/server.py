@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from engine.errors import EngineError
 from engine.service import Service, package_version
-from engine.specs import JobRequest
+from engine.specs import REQUESTS
 from fusion_tui.api import body, errors, fusion, fusion_datasets, recommend
 from fusion_tui.api.fusion_entries import NewDataset
 from fusion_tui.api.guard import MAX_HEADER_BYTES, Guard
@@ -38,7 +38,7 @@ class Api(FastAPI):
         """Return the OpenAPI document."""
         if not self.openapi_schema:
             document = super().openapi()
-            document["components"]["schemas"].update(body.schemas([JobRequest, NewDataset, RecommendRequest]))
+            document["components"]["schemas"].update(body.schemas([*REQUESTS.values(), NewDataset, RecommendRequest]))
         assert self.openapi_schema is not None
         return self.openapi_schema
 

@@ -14,7 +14,7 @@ from engine.data import rows
 from engine.data.inspection import Inspection
 from engine.errors import InvalidData
 from engine.resources import size_text
-from engine.service import AnyModel, Dataset, Service
+from engine.service import AnyModel, Dataset, Lineage, Service
 from engine.text import clean_text
 from fusion_tui.api import fusion_entries as answers
 from fusion_tui.cli.output import Session, document, json_option, pass_session, progress, progress_done, say, table
@@ -24,7 +24,9 @@ def _model_documents(service: Service) -> list[dict[str, Any]]:
     base = [
         answers.BaseModelEntry.model_validate(vars(entry)).model_dump(mode="json") for entry in service.base_models()
     ]
-    own = [answers.ModelEntry.of(entry).model_dump(mode="json") for entry in service.models()]
+    made = service.models()
+    lineages = service.lineages(made)
+    own = [answers.ModelEntry.of(entry, lineages[entry.id]).model_dump(mode="json") for entry in made]
     return [{"kind": "base", **entry} for entry in base] + [{"kind": "own", **entry} for entry in own]
 
 
@@ -46,9 +48,28 @@ def models(context: click.Context, *, as_json: bool) -> None:
     if as_json:
         document(_model_documents(service))
         return
-    base = [("base", m.id[:8], m.name, m.version, m.family, f"{m.params:,}", m.path) for m in service.base_models()]
-    own = [("own", m.id[:8], m.name, m.version, m.family, f"{m.params:,}", m.path) for m in service.models()]
-    table(("kind", "id", "name", "version", "family", "parameters", "path"), [*base, *own])
+    made = service.models()
+    lineages = service.lineages(made)
+    listed: list[AnyModel] = [*service.base_models(), *made]
+    rows_of_models = [
+        ("own" if m.id in lineages else "base", *_named(m), _origin(lineages.get(m.id)), *_facts(m)) for m in listed
+    ]
+    table(("kind", "id", "name", "version", "from", "family", "parameters", "path"), rows_of_models)
+
+
+def _named(model: AnyModel) -> tuple[object, ...]:
+    return model.id[:8], model.name, model.version
+
+
+def _facts(model: AnyModel) -> tuple[object, ...]:
+    return model.family, f"{model.params:,}", model.path
+
+
+def _origin(lineage: Lineage | None) -> str:
+    """Return an arrow to the model that one was made from; nothing for one that was imported."""
+    if lineage is None:
+        return ""
+    return f"← {lineage.parent.name if lineage.parent else '(removed)'}"
 
 
 @models.command("add")

@@ -10,11 +10,12 @@ import click
 from engine.catalog import STARTER
 from fusion_tui import daemon
 from fusion_tui.cli.output import Session, document, json_option, pass_session, say
-from fusion_tui.cli.runs import job_document, result_text
+from fusion_tui.cli.results import result_text
+from fusion_tui.cli.runs import job_document
 from fusion_tui.cli.watching import follow
 
 # Sized so that two CPU cores need about a minute and a half; a rank-32 adapter on 4.7 M parameters learns fast.
-SETTINGS = {"steps": 150, "seq_len": 512, "batch_size": 2, "lr": 3e-3, "save_steps": 50, "output_name": "starter-demo"}
+SETTINGS = {"steps": 150, "seq_len": 512, "batch_size": 2, "lr": 3e-3, "save_steps": 50}
 
 
 @click.command()
@@ -22,13 +23,13 @@ SETTINGS = {"steps": 150, "seq_len": 512, "batch_size": 2, "lr": 3e-3, "save_ste
 @pass_session
 def demo(session: Session, *, as_json: bool) -> None:
     """Train the starter model on the starter data; exit 0 only when its held-out loss fell."""
-    service = session.service
+    service, key = session.service, str(uuid.uuid4())
     request = {
         "type": "finetune",
-        "idempotency_key": str(uuid.uuid4()),
+        "idempotency_key": key,
         "base_model_id": STARTER,
         "dataset_id": STARTER,
-        "hyperparams": SETTINGS,
+        "hyperparams": {**SETTINGS, "output_name": f"starter-demo-{key[:4]}"},
         "name": "demo",
     }
     job = service.submit(request).job

@@ -45,13 +45,12 @@ def recommend(session: Session, *, model: str, dataset: str, type_: str, trainin
     memory = [f"Memory: {advice.memory.summary}."] if advice.memory else []
     for note in (*made.notes, *memory, DISCLAIMER):
         click.echo(f"- {note}")
-    if type_ == FINETUNE:
-        words = ["fusion-tui", "submit", FINETUNE, "--model", model, "--dataset", dataset]
-        for name, one in made.values.items():
-            if one.value != HYPERPARAMS[FINETUNE].model_fields[name].default:
-                value = f"{one.value:g}" if isinstance(one.value, float) else str(one.value).lower()
-                words += ["--set", f"{name}={value}"]
-        click.echo(f"\n$ {shlex.join(words)}")
+    words = ["fusion-tui", "submit", type_, "--model", model, "--dataset", dataset]
+    for name, one in made.values.items():
+        if one.value != HYPERPARAMS[type_].model_fields[name].default:
+            value = f"{one.value:g}" if isinstance(one.value, float) else str(one.value).lower()
+            words += ["--set", f"{name}={value}"]
+    click.echo(f"\n$ {shlex.join(words)}")
 
 
 COMMANDS = (recommend,)

@@ -22,7 +22,8 @@ from fusion_tui import daemon
 from fusion_tui.api import fusion_models as answers
 from fusion_tui.cli import plans
 from fusion_tui.cli.output import Session, document, json_option, pass_session, say, table
-from fusion_tui.cli.watching import duration, follow, shown_state, status_line
+from fusion_tui.cli.results import result_text
+from fusion_tui.cli.watching import duration, follow, how_far, shown_state, status_line
 
 FOLLOW_SECONDS = 0.3
 
@@ -65,8 +66,9 @@ def _request_file(path: Path | None) -> dict[str, Any]:
 
 @click.command()
 @click.argument("type_", metavar="TYPE", required=False)
-@click.option("--model", help="Model to start from: id or name.")
-@click.option("--dataset", help="Dataset to train on: id or name.")
+@click.option("--model", help="Model to start from: id or name; @RUN is the one that a run makes, and starts after it.")
+@click.option("--dataset", help="Dataset to train on: id or name. A contract run takes none.")
+@click.option("--after", metavar="RUN", help="Start when this run is completed: id or name.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting; may be repeated.")
 @click.option("--file", "file", type=click.Path(path_type=Path), help="A request as JSON; options win over it.")
 @click.option("--name", help="Name of the run.")
@@ -83,6 +85,7 @@ def submit(
     type_: str | None,
     model: str | None,
     dataset: str | None,
+    after: str | None,
     pairs: tuple[str, ...],
     file: Path | None,
     name: str | None,
@@ -93,9 +96,18 @@ def submit(
     card: float | None,
     as_json: bool,
 ) -> None:
-    """Queue a run. TYPE: finetune. With --dry-run the model may be a folder with no more than a config.json."""
+    """Queue a run. TYPE: train (grow a model, then train what is new), finetune, or contract (shrink one).
+
+    With --dry-run the model may be a folder with no more than a config.json. Runs can follow each other:
+
+    \b
+      submit train --model M --dataset D --name grown
+      submit finetune --model @grown --dataset E --name tuned
+      submit contract --model @tuned
+    """
     request = _request_file(file)
-    given = {"type": type_, "base_model_id": model, "dataset_id": dataset, "name": name, "idempotency_key": key}
+    given = {"type": type_, "base_model_id": model, "dataset_id": dataset, "after": after}
+    given |= {"name": name, "idempotency_key": key}
     request |= {field: value for field, value in given.items() if value is not None}
     if not isinstance(request.get("hyperparams") or {}, dict):
         raise InvalidRequest([Fault(("--file", "hyperparams"), "must be an object")])
@@ -124,7 +136,8 @@ def submit(
         _say_end(session, job)
     else:
         click.echo(job.id)
-        say(f"Queued as {job.name}. Watch it: fusion-tui watch {job.id[:8]}")
+        after_whom = f", after {service.predecessor_of(job)}" if job.after_id else ""
+        say(f"Queued as {job.name}{after_whom}. Watch it: fusion-tui watch {job.id[:8]}")
     if wait and job.state != "completed":
         sys.exit(1)
 
@@ -157,19 +170,24 @@ def jobs(session: Session, *, status: str | None, limit: int | None, as_json: bo
         say("No runs yet. Try: fusion-tui demo")
         return
     points = service.latest_points([job.id for job in listed])
+    heads = ["id", "name", "state", "step", "loss", "left", "age"]
     rows = [
-        (
+        [
             job.id[:8],
             job.name,
             shown_state(job, seen.get(job.id)),
-            f"{job.step}/{job.total_steps}",
+            how_far(job),
             f"{points[job.id].loss:.3f}" if job.id in points and points[job.id].loss is not None else "–",
             duration(job.eta_s) if not job.finished else "–",
             duration(time.time() - job.created_at),
-        )
+        ]
         for job in listed
     ]
-    table(("id", "name", "state", "step", "loss", "left", "age"), rows)
+    if any(job.after_id for job in listed):
+        heads.insert(2, "after")
+        for job, row in zip(listed, rows, strict=True):
+            row.insert(2, service.predecessor_of(job) or "")
+    table(heads, rows)
 
 
 @click.command()
@@ -189,8 +207,11 @@ def show(session: Session, *, job_ref: str, as_json: bool) -> None:
     if seen in ("gone", "lost"):
         remedy = "; go on: fusion-tui serve --detach" if seen == "lost" else ""
         click.echo(f"{evidence.WORDS[seen]}{remedy}")
-    source = service.name_of(job.base_model_id or job.source_model_id)
-    click.echo(f"{job.type} of {source} on {service.name_of(job.dataset_id)}; {job.retries} retries")
+    data = f" on {service.name_of(job.dataset_id)}" if job.dataset_id else ""
+    after = f", after {service.predecessor_of(job)}" if job.after_id else ""
+    click.echo(
+        f"{job.type} of {service.name_of(job.base_model_id or job.source_model_id)}{data}{after}; {job.retries} retries"
+    )
     if job.error:
         click.echo(f"error: {clean_text(job.error)}")
     if job.output_model_id:
@@ -284,20 +305,6 @@ def events(session: Session, *, job_ref: str, as_json: bool) -> None:
     for event in happened:
         payload = "  ".join(f"{key}={value}" for key, value in event.payload.items() if value is not None)
         click.echo(clean_text(f"{answers.iso(event.ts)}  {event.kind:<14} {payload}"))
-
-
-def result_text(result: dict[str, Any]) -> str:
-    """Return a result as a person reads it."""
-    lines = [
-        f"perplexity {result['ppl_baseline']:.2f} → {result['ppl_final']:.2f} ({result['ppl_delta_pct']:+.1f} %)",
-        f"loss {result['loss_final']:.3f} · {result['tokens_processed']:,} tokens · {duration(result['gpu_seconds'])} "
-        f"on the device · {result['params_after']:,} parameters",
-    ]
-    if memory := plans.memory_line(result["memory_planned_bytes"], result["memory_measured_bytes"]):
-        lines.append(memory)
-    if result["cost_usd"]:
-        lines.append(f"cost ${result['cost_usd']:.2f}")
-    return "\n".join(lines)
 
 
 @click.command()

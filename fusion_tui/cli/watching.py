@@ -33,9 +33,15 @@ def shown_state(job: Job, seen: Evidence | None = None) -> str:
     return {"gone": "worker gone", "lost": "lost?"}.get(seen or "", job.state)
 
 
+def how_far(job: Job) -> str:
+    """Return the steps that a run has made of all, or its share of work done where it makes none."""
+    return f"{job.step}/{job.total_steps}" if job.total_steps else f"{job.progress:.0%}"
+
+
 def status_line(job: Job, point: Point | None, seen: Evidence | None = None) -> str:
     """Return one line that says how far a run is."""
-    parts = [f"{shown_state(job, seen):<13}", f"step {job.step}/{job.total_steps} ({job.progress:.0%})"]
+    far = f"step {how_far(job)} ({job.progress:.0%})" if job.total_steps else how_far(job)
+    parts = [f"{shown_state(job, seen):<13}", far]
     if point and point.loss is not None:
         parts += [f"loss {point.loss:.3f}", f"{point.throughput or 0:,.0f} tok/s"]
     if seen in ("gone", "lost"):
@@ -69,14 +75,17 @@ class _Printer:
 
 
 def follow(service: Service, job_id: str) -> Job:
-    """Show a run's progress until it is finished, and return it. Ctrl+C leaves the run going."""
+    """Show a run's progress until it is finished, or waits for one that failed, and return it.
+
+    Ctrl+C leaves the run going.
+    """
     printer = _Printer()
     checked = 0.0
     try:
         while True:
             job = service.job(job_id)
             printer.show(status_line(job, service.latest_points([job_id]).get(job_id)), job.state)
-            if job.finished:
+            if job.finished or service.is_stuck(job):
                 break
             if time.monotonic() - checked > 5:
                 daemon.ensure_running(service.home)
@@ -87,4 +96,6 @@ def follow(service: Service, job_id: str) -> Job:
         say(f"The run goes on. Watch it again: fusion-tui watch {job_id[:8]}")
         raise SystemExit(130) from None
     printer.end()
+    if not job.finished:
+        say(f"{job.name} waits, {job.hold}")
     return job

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -26,33 +26,26 @@ from engine.plans.recommend import WARNING, Recommendation
 from engine.service import AnyModel, Dataset, StoreError
 from fusion_tui import format as fmt
 from fusion_tui.actions import bindings
-from fusion_tui.screens.draft import ADVANCED, COMMON, Draft, choices, default_text, hint, reference, typed_text
+from fusion_tui.screens.draft import (
+    ABOUT,
+    ADVANCED,
+    COMMON,
+    FINETUNE,
+    TYPES,
+    Draft,
+    Setting,
+    reference,
+    settings,
+    typed_text,
+)
 from fusion_tui.screens.job_screen import FusionScreen
+from fusion_tui.screens.verdict import NO_FIELDS, Verdict, place_of
 from fusion_tui.widgets.field_row import FieldRow
 
-if TYPE_CHECKING:
-    from engine.plans.planning import MemoryReport
+Subject: TypeAlias = "tuple[str, str, str, str]"
 
 VALIDATE_AFTER_S = 0.2
 STARTER = "starter"
-# Kinds of faults that are no field's: a memory plan's, and a rate that the recommendation is against.
-MEMORY, ADVICE = "memory", "advice"
-# Where a fault's place in the request is shown in the form.
-PLACES = {"base_model_id": "model", "source_model_id": "model", "dataset_id": "dataset"}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the service has against a draft, and what memory it takes; `unplanned` says why that is not known."""
-
-    faults: tuple[Fault, ...] = ()
-    memory: MemoryReport | None = None
-    unplanned: str = ""
-
-    @property
-    def insistent(self) -> bool:
-        """Whether advice alone is against it, which submitting again overrides."""
-        return bool(self.faults) and all(fault.kind == ADVICE for fault in self.faults)
 
 
 @dataclass(frozen=True)
@@ -64,7 +57,7 @@ class Catalogue:
 
 
 class NewScreen(FusionScreen):
-    """The form of a finetune job."""
+    """The form of a job: its type first, which decides on everything below."""
 
     BINDINGS = bindings("new")
     AUTO_FOCUS = "#field-steps Input"
@@ -80,7 +73,7 @@ class NewScreen(FusionScreen):
     class Advised(Message):
         """The service recommended settings for a draft's model and dataset, where it could."""
 
-        def __init__(self, subject: tuple[str, str, str], made: Recommendation | None) -> None:
+        def __init__(self, subject: Subject, made: Recommendation | None) -> None:
             super().__init__()
             self.subject = subject
             self.made = made
@@ -104,22 +97,25 @@ class NewScreen(FusionScreen):
     def __init__(self) -> None:
         super().__init__()
         self._key = str(uuid.uuid4())
+        self._type = FINETUNE  # of the settings that are in the form
+        self._before: Draft | None = None  # what the form held, while its settings are exchanged
         self._catalogue = Catalogue()
         self._timer: Timer | None = None
         self._sending = False
-        self._advised: tuple[str, str, str] | None = None  # what was last asked about
+        self._advised: Subject | None = None  # what was last asked about
         self._insists: Draft | None = None  # refused by advice alone: the same again is meant
 
     def compose(self) -> ComposeResult:
         """Choices, common settings, the rest folded away, verdict and command."""
-        yield Static("New run: finetune", id="title")
+        yield FieldRow("type", value=FINETUNE, hint=ABOUT[FINETUNE], options=[(word, word) for word in TYPES])
         with VerticalScroll(id="form", can_focus=False):
             yield FieldRow("model", options=[], hint="The model to start from.")
             yield FieldRow("dataset", options=[], hint="The rows to train on.")
-            yield from map(_setting, COMMON)
+            with Vertical(id="common"):
+                yield from _rows(FINETUNE, COMMON)
             yield Static("", id="warnings", markup=False)
-            with Collapsible(title="more settings", id="advanced"):
-                yield from map(_setting, ADVANCED)
+            with Collapsible(title="more settings", id="advanced"), Vertical(id="rest"):
+                yield from _rows(FINETUNE, ADVANCED)
             yield Static("", id="reasons", markup=False)
         with Vertical(id="bottom"):
             yield Static("", id="memory", markup=False)
@@ -147,24 +143,47 @@ class NewScreen(FusionScreen):
         models, datasets = message.catalogue.models, message.catalogue.datasets
         self._row("model").offer([(_model_title(one), one.id) for one in models], _first_choice(models))
         self._row("dataset").offer([(_dataset_title(one), one.id) for one in datasets], _first_choice(datasets))
-        self._changed()
+        self._judge_soon()
 
     def _row(self, name: str) -> FieldRow:
         return self.query_one(f"#field-{name}", FieldRow)
 
     def draft(self) -> Draft:
         """Return what the form holds now."""
+        if self._before:
+            return self._before
         model_id, dataset_id = self._row("model").value, self._row("dataset").value
         return Draft(
+            type=self._type,
             model=next((one for one in self._catalogue.models if one.id == model_id), None),
             dataset=next((one for one in self._catalogue.datasets if one.id == dataset_id), None),
-            values={name: self._row(name).value for name in (*COMMON, *ADVANCED)},
+            values={setting.name: self._row(setting.name).value for setting in settings(self._type)},
         )
 
     # Judging ------------------------------------------------------------------------------------------------------
 
     @on(FieldRow.Changed)
-    def _changed(self) -> None:
+    async def _changed(self) -> None:
+        """Show the settings of the type that is chosen, and judge the form."""
+        chosen = self._row("type").value
+        if chosen and chosen != self._type:
+            await self._show_type(chosen)
+        self._judge_soon()
+
+    async def _show_type(self, type: str) -> None:
+        """Put the settings of another type into the form, at their defaults."""
+        self._before = self.draft()
+        self._row("type").explain(ABOUT[type])
+        for place, names in (("#common", COMMON), ("#rest", ADVANCED)):
+            holder = self.query_one(place)
+            await holder.remove_children()
+            await holder.mount(*_rows(type, names))
+        self._type, self._advised, self._before = type, None, None
+        self._row("dataset").display = Draft(type=type).takes_dataset
+        for place in ("#warnings", "#reasons", "#memory"):
+            self.query_one(place, Static).update("")
+
+    def _judge_soon(self) -> None:
         """Judge the form once nothing has been typed for a moment."""
         if self._timer:
             self._timer.stop()
@@ -179,10 +198,10 @@ class NewScreen(FusionScreen):
         self._consider(draft)
 
     @work(thread=True, exclusive=True, group="recommend", exit_on_error=False)
-    def _recommend(self, subject: tuple[str, str, str]) -> None:
-        model, dataset, kind = subject
+    def _recommend(self, subject: Subject) -> None:
+        type, model, dataset, kind = subject
         try:
-            made = self.service.recommend(model=model, dataset=dataset, training_type=kind).made
+            made = self.service.recommend(type=type, model=model, dataset=dataset, training_type=kind).made
         except (EngineError, StoreError):
             made = None  # validation says what is wrong
         self.post_message(self.Advised(subject, made))
@@ -194,9 +213,9 @@ class NewScreen(FusionScreen):
             return  # chosen anew since: other advice is on its way
         values = dict(message.made.values) if message.made else {}
         values.pop("training_type", None)  # the question, not the answer
-        for name in (*COMMON, *ADVANCED):
-            advice = values.get(name)
-            self._row(name).advise(advice, typed_text(advice.value) if advice else "")
+        for setting in settings(self._type):
+            advice = values.get(setting.name)
+            self._row(setting.name).advise(advice, typed_text(advice.value) if advice else "")
         notes = message.made.notes if message.made else ()
         warnings = [note for note in notes if note.startswith(WARNING)]
         self.query_one("#warnings", Static).update("\n".join(f"▲ {note.removeprefix(WARNING)}" for note in warnings))
@@ -208,7 +227,7 @@ class NewScreen(FusionScreen):
         self.post_message(self.Judged(draft, self._with_memory(draft, faults)))
 
     def _with_memory(self, draft: Draft, faults: tuple[Fault, ...]) -> Verdict:
-        if any(fault.kind not in (MEMORY, ADVICE) for fault in faults) or draft.model is None:
+        if any(fault.kind not in NO_FIELDS for fault in faults) or draft.model is None:
             return Verdict(faults)
         try:
             return Verdict(faults, self.service.plan(draft.payload(self._key)))
@@ -235,12 +254,12 @@ class NewScreen(FusionScreen):
             return  # validation knows of no advice: what was refused for it stays on the screen
         self._sending = False
         self._insists = message.draft if verdict.insistent else None
-        faults = {_place(fault): fault.message for fault in reversed(verdict.faults)}
+        faults = {place_of(fault): fault.message for fault in reversed(verdict.faults)}
         for row in self.query(FieldRow):
             row.show_fault(faults.pop(row.label, ""))
         shown = self.query_one("#verdict", Static)
         shown.set_class(bool(verdict.faults), "-fault")
-        shown.update(_verdict(verdict.faults, list(faults.values())))
+        shown.update(verdict.line(list(faults.values())))
         self._show_memory(verdict)
 
     def _show_memory(self, verdict: Verdict) -> None:
@@ -249,7 +268,7 @@ class NewScreen(FusionScreen):
         shown.set_class(too_large, "-fault")
         shown.set_class(report is not None and not report.fits and not too_large, "-waits")
         shown.set_class(report is None, "-unknown")
-        shown.update(fmt.clean(_memory(verdict)))
+        shown.update(fmt.clean(verdict.memory_line))
 
     def _references(self, draft: Draft) -> tuple[str, str]:
         """Return the texts that mean the draft's model and dataset."""
@@ -263,13 +282,15 @@ class NewScreen(FusionScreen):
     def action_write(self) -> None:
         """Copy the request as JSON and write it to a file."""
         draft = self.draft()
-        if draft.subject is None:
-            self.notify("Choose a model and a dataset first.")
+        if not draft.named:
+            self.notify(f"Choose a model{' and a dataset' if draft.takes_dataset else ''} first.")
             return
         model, dataset = self._references(draft)
         document = draft.document(model, dataset)
         self.app.copy_to_clipboard(json.dumps(document, indent=2))
-        file = self.service.home.request(f"{model}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}")
+        file = self.service.home.request(
+            f"{model}-{dataset if draft.takes_dataset else draft.type}-{time.strftime('%Y%m%d-%H%M%S')}"
+        )
 
         def write() -> str:
             try:
@@ -313,36 +334,13 @@ class NewScreen(FusionScreen):
         self.fusion.run_submitted(message.job_id)
 
 
-def _setting(name: str) -> FieldRow:
-    options = [(word, word) for word in choices(name)] or None
-    return FieldRow(name, value=default_text(name), hint=hint(name), options=options)
-
-
-def _place(fault: Fault) -> str:
-    if fault.loc[:1] == ("hyperparams",) and len(fault.loc) > 1:
-        return str(fault.loc[1])
-    return PLACES.get(str(fault.loc[0]), "") if fault.loc else ""
-
-
-def _memory(verdict: Verdict) -> str:
-    """Say what memory a draft takes, and what would fit where it does not."""
-    report = verdict.memory
-    if report is None:
-        return f"memory: {verdict.unplanned}" if verdict.unplanned else ""
-    parts = [f"memory: {report.summary}", report.correction]
-    if not report.fits:
-        from engine.plans.planning import remedy
-
-        parts.append(remedy(report))
-    return ". ".join(filter(None, parts))
-
-
-def _verdict(faults: tuple[Fault, ...], elsewhere: list[str]) -> str:
-    if not faults:
-        return "✓ can be queued"
-    if all(fault.kind == MEMORY for fault in faults):
-        return "✗ does not fit into memory"
-    return f"✗ {fmt.clean(elsewhere[0])}" if elsewhere else f"✗ {fmt.plural(len(faults), 'field')} to mend"
+def _rows(type: str, names: Mapping[str, tuple[str, ...]]) -> list[FieldRow]:
+    """Return the fields of some settings of a type of job."""
+    found = [Setting(type, name) for name in names[type]]
+    return [
+        FieldRow(one.name, value=one.default, hint=one.hint, options=[(word, word) for word in one.choices] or None)
+        for one in found
+    ]
 
 
 def _model_title(model: AnyModel) -> str:

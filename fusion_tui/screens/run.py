@@ -78,6 +78,7 @@ class RunScreen(JobScreen):
             return
         self._view = view
         self.query_one(RunHeader).show_run(view)
+        self.query_one(MetricTabs).show_run(view)
         self.query_one(LossChart).show_run(view)
         for log in self.query(LogTail):
             log.show_run(view)

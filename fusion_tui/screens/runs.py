@@ -68,6 +68,8 @@ class RunsScreen(JobScreen):
         if not self.is_current or view is None or view.job.id != self.query_one(RunsTable).selected:
             return
         title = Text.assemble(fmt.state(view.job, view.evidence), "  ", (fmt.clean(view.job.name), "bold"))
+        if view.after and not view.job.hold:
+            title.append(f"  ↳ after {fmt.clean(view.after)}", style="dim")
         if trouble := fmt.trouble(view.job, view.evidence):
             title.append(f"  {trouble}", style=trouble_style(view))
         elif view.job.activity and not view.job.finished:

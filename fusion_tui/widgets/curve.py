@@ -25,8 +25,12 @@ METRICS: dict[str, str] = {
     "vram_gb": "memory GB",
 }
 
+LAYERS = "layers"  # the chart beside those of metrics: a bar for each layer
+
 # What is marked on a chart, later ones over earlier: saved states, and events with the step that they happened at.
-MARKS = ("checkpoint", "resume", "oom", "spike", "rollback", "early_stop")
+MARKS = ("checkpoint", "cycle", "resume", "oom", "spike", "rollback", "early_stop")
+
+CYCLES_MARKED = 24  # at most; of more cycles, some
 
 Line = tuple[list[float], list[float]]
 
@@ -48,18 +52,28 @@ class Look:
 
 @dataclass(frozen=True)
 class Curve:
-    """What is drawn: raw and smoothed training values, evaluations, and where to draw marks."""
+    """What is drawn: raw and smoothed training values, evaluations, and where to draw marks.
+
+    `rival` and `rival_evals` are those of the ungrown model, where it was trained for comparison.
+    """
 
     raw: Line
     smoothed: Line
     evals: Line
     marks: tuple[tuple[str, float], ...] = ()
     last: tuple[float | None, float | None, float | None] = (None, None, None)
+    rival: Line = ([], [])
+    rival_evals: Line = ([], [])
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to draw."""
-        return not self.raw[0] and not self.evals[0]
+        return not any(line[0] for line in self.lines)
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """All that a chart must have room for."""
+        return self.raw, self.smoothed, self.evals, self.rival, self.rival_evals
 
 
 def decimate(xs: Sequence[float], ys: Sequence[float], limit: int = LIMIT) -> Line:
@@ -118,7 +132,11 @@ def _marks(
     checkpoints: Sequence[Checkpoint],
 ) -> tuple[tuple[str, float], ...]:
     found = {("checkpoint", one.step) for one in checkpoints if one.state == "published"}
-    found |= {(one.kind, one.payload["step"]) for one in events if one.kind in MARKS and "step" in one.payload}
+    # What happened to the comparison happened at its steps, not at the run's.
+    own = (one for one in events if one.kind in MARKS and "step" in one.payload and "of" not in one.payload)
+    found |= {(one.kind, one.payload["step"]) for one in own}
+    cycles = sorted(mark for mark in found if mark[0] == "cycle")
+    found -= set(cycles) - set(cycles[:: -max(1, -(-len(cycles) // CYCLES_MARKED))])  # the last one stays
     if not found:
         return ()
     placed = [(point.step, x) for point in points if (x := x_of(point)) is not None]
@@ -132,19 +150,37 @@ def _marks(
 
 
 def trace(
-    points: Sequence[Point], look: Look, events: Sequence[Event] = (), checkpoints: Sequence[Checkpoint] = ()
+    points: Sequence[Point],
+    look: Look,
+    events: Sequence[Event] = (),
+    checkpoints: Sequence[Checkpoint] = (),
+    aside: Sequence[Point] = (),
 ) -> Curve:
-    """Return the curve of `points` for a look."""
+    """Return the curve of `points` for a look, and beside it the loss of the comparison that is among `aside`."""
     x_of = _x_of(points, look.axis)
     train = [point for point in points if point.phase == "train"]
     xs, ys = _line(train, look, x_of)
     smoothed = smooth(ys, look.smoothing) if look.level else []
     judged = [point for point in points if point.phase == "eval"] if look.metric == "loss" else []
     evals = _line(judged, look, x_of)
+    rival, rival_evals = _rival(aside, look)
     return Curve(
         raw=decimate(xs, ys),
         smoothed=decimate(xs, smoothed) if smoothed else ([], []),
         evals=decimate(*evals),
         marks=_marks(points, x_of, events, checkpoints),
         last=tuple(line[-1] if line else None for line in (ys, smoothed, evals[1])),  # type: ignore[arg-type]
+        rival=rival,
+        rival_evals=rival_evals,
     )
+
+
+def _rival(aside: Sequence[Point], look: Look) -> tuple[Line, Line]:
+    """Return the loss of the ungrown model, smoothed as the run's own, and its evaluations."""
+    if look.metric != "loss":
+        return ([], []), ([], [])
+    trained = [point for point in aside if point.phase == "ungrown"]
+    judged = [point for point in aside if point.phase == "ungrown_eval"]
+    x_of = _x_of([*judged, *trained], look.axis)
+    xs, ys = _line(trained, look, x_of)
+    return decimate(xs, smooth(ys, look.smoothing) if look.level else ys), decimate(*_line(judged, look, x_of))

@@ -17,6 +17,7 @@ from engine.service import Point
 from fusion_tui import format as fmt
 from fusion_tui.actions import bindings
 from fusion_tui.messages import RunView
+from fusion_tui.widgets.shaping import growth_of
 
 STEPS_TIMED = 100  # the last ones, whose mean is shown
 
@@ -98,6 +99,8 @@ class CheckpointsPage(Page):
 
     def draw(self, view: RunView) -> Table | Text:
         """One line per checkpoint."""
+        if not view.checkpoints and not view.job.total_steps:
+            return Text("This run makes no steps: what each phase brought is kept until its end, and no checkpoint.")
         if not view.checkpoints:
             return Text(f"No checkpoint yet; one is saved every {view.job.hyperparams.get('save_steps', '?')} steps.")
         rows = (
@@ -154,20 +157,86 @@ def _mean(points: Sequence[Point], field: str) -> float:
     return sum(getattr(point, field) or 0.0 for point in points) / len(points)
 
 
+# Perplexities of a result: what they were measured on, and their fields from before to after.
+_PERPLEXITIES = (
+    ("perplexity", ("ppl_baseline", "ppl_after_growth", "ppl_final")),
+    ("on own text", ("self_ppl_baseline", "self_ppl_after_growth", "self_ppl_final")),
+    ("on dataset", ("eval_ppl_baseline", "eval_ppl_final")),
+)
+
+
 def _result(result: Mapping[str, Any]) -> list[tuple[str | Text, ...]]:
     get = result.get
-    delta = get("ppl_delta_pct")
-    change = f"  ({delta:+.1f} %)" if isinstance(delta, int | float) else ""
     rows: list[tuple[str | Text, ...]] = [
-        ("perplexity", Text(f"{fmt.number(get('ppl_baseline'))} → {fmt.number(get('ppl_final'))}{change}", "bold")),
+        *((title, _perplexity(result, fields)) for title, fields in _PERPLEXITIES),
+        ("ungrown", _ungrown(result)),
         ("final loss", fmt.number(get("loss_final"))),
-        ("parameters", " → ".join(fmt.count(get(key)) for key in ("params_before", "params_after") if get(key))),
+        ("parameters", _parameters(result)),
+        ("grown by", _grown(result)),
+        ("layout", _layout(result)),
         ("device time", fmt.duration(get("gpu_seconds"))),
         ("tokens", fmt.count(get("tokens_processed"))),
         ("rows", _rows(result)),
         ("cost", f"${get('cost_usd', 0.0):.4f}" if get("cost_usd") else "not counted: set usd_per_gpu_hour"),
     ]
     return [row for row in rows if row[1]]
+
+
+def _perplexity(result: Mapping[str, Any], fields: Sequence[str]) -> Text | str:
+    """Say how a perplexity went, from before over after the growth to the end, and what that is in percent."""
+    found = [result[name] for name in fields if _is_number(result.get(name))]
+    if not found:
+        return ""
+    change = f"  ({100 * (found[-1] / found[0] - 1):+.1f} %)" if len(found) > 1 and found[0] else ""
+    names = " (before → grown → trained)" if fields == _PERPLEXITIES[0][1] and len(found) > 2 else ""
+    # A contract job has no rows: its main figure is of text that the model wrote.
+    own = " on own text" if "layout" in result and fields[0] == "ppl_baseline" else ""
+    return Text(f"{' → '.join(map(fmt.number, found))}{change}{own}{names}", "bold")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _ungrown(result: Mapping[str, Any]) -> str:
+    """Say what training the ungrown model on the same tokens brought."""
+    if not _is_number(result.get("ungrown_ppl_final")):
+        return ""
+    own = result.get("ungrown_self_ppl_final")
+    words = f"trained alike ({fmt.clean(str(result.get('ungrown_training_type', '?')))}): perplexity "
+    return f"{words}{fmt.number(result['ungrown_ppl_final'])}, on own text {fmt.number(own)}"
+
+
+def _parameters(result: Mapping[str, Any]) -> str:
+    found = [result[key] for key in ("params_before", "params_after") if _is_number(result.get(key)) and result[key]]
+    change = f"  ({100 * (found[1] / found[0] - 1):+.1f} %)" if len(found) > 1 and found[0] != found[1] else ""
+    return " → ".join(map(fmt.count, found)) + change
+
+
+def _grown(result: Mapping[str, Any]) -> str:
+    """Say what the model grew by, and how far that alone moved its answers."""
+    moved, kl, agreed = (result.get(name) for name in ("function_preservation", "logit_kl", "argmax_agreement"))
+    parts = [
+        growth_of(result),
+        fmt.preserved(moved) if moved is not None else "",
+        f"KL {kl:.1e}" if kl else "",
+        f"{100 * agreed:.4g} % of the likeliest tokens stayed" if agreed is not None else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _layout(result: Mapping[str, Any]) -> str:
+    """Say what a contraction took from which layers, and whether it was healed."""
+    if not result.get("layout"):
+        return ""
+    healed = result.get("healed_steps")
+    parts = [
+        fmt.clean(str(result["layout"])),
+        f"layers {fmt.numbers(result['layers'])}" if result.get("layers") else "",
+        f"parameter ratio {result['param_ratio']:.3f}" if _is_number(result.get("param_ratio")) else "",
+        f"healed for {fmt.plural(healed, 'step')}" if healed else "not healed",
+    ]
+    return " · ".join(part for part in parts if part)
 
 
 def _rows(result: Mapping[str, Any]) -> str:

@@ -60,6 +60,11 @@ class FieldRow(Horizontal):
         if value:
             select.value = value
 
+    def explain(self, hint: str) -> None:
+        """Say what the field is in other words."""
+        self._hint = hint
+        self._show_note()
+
     def advise(self, advice: Value | None, text: str = "") -> None:
         """Show what is recommended, and fill it in as `text` where nothing was typed; None: go back to the default."""
         self._advice = advice

@@ -1,4 +1,4 @@
-"""The live chart of one run: raw and smoothed values, evaluations, marks, a caption and a legend in words.
+"""The live chart of one run: raw and smoothed values, evaluations, marks, or its layers; a caption, a legend in words.
 
 The rule: it draws at most four times a second, and only when its points, its look or its size changed.
 """
@@ -17,8 +17,19 @@ from textual.widgets import Static
 from engine.service import Point
 from fusion_tui import format as fmt
 from fusion_tui.messages import RunView
-from fusion_tui.widgets.curve import METRICS, SMOOTHING, Curve, Look, trace
-from fusion_tui.widgets.plot import EVAL, RAW, SIGNS, SMOOTHED, draw
+from fusion_tui.widgets.curve import LAYERS, METRICS, SMOOTHING, Curve, Look, trace
+from fusion_tui.widgets.layer_bars import draw_layers
+from fusion_tui.widgets.plot import (
+    EVAL,
+    RAW,
+    RIVAL,
+    RIVAL_EVAL_MARKER,
+    RIVAL_MARKER,
+    SIGNS,
+    SMOOTHED,
+    draw,
+)
+from fusion_tui.widgets.shaping import layers_of
 
 DRAW_EVERY_S = 0.25
 LEAST_FOR_LEGEND = 8  # lines of the box; below, the curve needs them all
@@ -72,7 +83,7 @@ class LossChart(Static):
 
     def _state(self) -> tuple[object, ...]:
         view = self._view
-        parts = (view.points, len(view.events), view.checkpoints, view.job.id) if view else ()
+        parts = (view.points, view.aside, len(view.events), view.checkpoints, view.job.id) if view else ()
         return (*parts, self.look, self.size)
 
     def _draw(self) -> None:
@@ -89,7 +100,9 @@ class LossChart(Static):
         view = self._view
         if view is None:
             return Text("")
-        curve = trace(view.points, self.look, view.events, view.checkpoints)
+        if self.look.metric == LAYERS or not view.job.total_steps:
+            return _layers(view, width, height)
+        curve = trace(view.points, self.look, view.events, view.checkpoints, view.aside)
         caption = _caption(curve, self.look)
         parts = [caption, draw(curve, self.look, width, height - 1)]
         if height >= LEAST_FOR_LEGEND and (legend := _legend(curve)):
@@ -97,6 +110,16 @@ class LossChart(Static):
             legend.truncate(width, overflow="ellipsis")
         caption.truncate(width, overflow="ellipsis")
         return Text("\n").join(parts)
+
+
+def _layers(view: RunView, width: int, height: int) -> Text:
+    """Return the chart of a run's layers with its caption; what it waits for where nothing is known of them."""
+    layers = layers_of(view)
+    if layers is None:
+        return Text("no layer was judged yet", style="dim")
+    caption = Text.assemble(layers.title, (f" · {layers.note}" if layers.note else "", f"color({EVAL})"))
+    caption.truncate(width, overflow="ellipsis")
+    return Text("\n").join([caption, draw_layers(layers, width, height - 1)])
 
 
 def _caption(curve: Curve, look: Look) -> Text:
@@ -116,6 +139,7 @@ def _caption(curve: Curve, look: Look) -> Text:
 def _legend(curve: Curve) -> Text:
     """Say what the marks mean and how many there are of each; empty where there are none."""
     words: dict[str, Callable[[int], str]] = {
+        "cycle": lambda _: "cycle ends",
         "resume": lambda count: f"resumed{_times(count)}",
         "oom": lambda count: f"out of memory{_times(count)}",
         "spike": lambda count: f"{count} skipped",
@@ -123,13 +147,21 @@ def _legend(curve: Curve) -> Text:
         "early_stop": lambda _: "stopped early",
         "checkpoint": lambda count: fmt.plural(count, "checkpoint"),  # last: it is the first to be cut off
     }
+    compared = [
+        Text(f"{sign} {what} {fmt.number(line[1][-1])}", style=f"color({RIVAL})")
+        for sign, what, line in (
+            (RIVAL_MARKER, "ungrown", curve.rival),
+            (RIVAL_EVAL_MARKER, "ungrown eval", curve.rival_evals),
+        )
+        if line[0]
+    ]
     counts = Counter(kind for kind, _ in curve.marks)
     signs = {kind: SIGNS[kind] for kind in words if counts[kind]}
     parts = [
         Text.assemble((sign, f"color({color})"), f" {words[kind](counts[kind])}")
         for kind, (sign, color) in signs.items()
     ]
-    return Text(" · ").join(parts)
+    return Text(" · ").join([*compared, *parts])
 
 
 def _times(count: int) -> str:

@@ -14,11 +14,13 @@ from fusion_tui import format as fmt
 from fusion_tui.widgets.curve import Curve, Line, Look
 
 # 256-colour numbers that are readable on dark and on light ground; the markers differ too, for terminals without.
-RAW, SMOOTHED, EVAL = 245, 33, 208
+RAW, SMOOTHED, EVAL, RIVAL = 245, 33, 208, 136
 RAW_MARKER, LINE_MARKER, EVAL_MARKER = "·", "braille", "◆"
+RIVAL_MARKER, RIVAL_EVAL_MARKER = "-", "◇"
 # The sign at the top of each kind of mark, and its colour.
 SIGNS: dict[str, tuple[str, int]] = {
     "checkpoint": ("▪", 240),
+    "cycle": ("┬", 66),
     "resume": ("↻", 133),
     "oom": ("▼", 166),
     "spike": ("✗", 160),
@@ -44,13 +46,15 @@ def draw(curve: Curve, look: Look, width: int, height: int) -> Text:
     for kind, x in curve.marks:
         if kind != "spike":  # there may be many
             plt.vertical_line(x, color=SIGNS[kind][1])
+    _line(plt, curve.rival, look, RIVAL_MARKER, RIVAL)
     if curve.smoothed[0]:
         _line(plt, curve.raw, look, RAW_MARKER, RAW)
         _line(plt, curve.smoothed, look, LINE_MARKER, SMOOTHED)
     else:
         _line(plt, curve.raw, look, LINE_MARKER, SMOOTHED)
-    if curve.evals[0]:
-        plt.scatter(curve.evals[0], _ys(curve.evals, look), marker=EVAL_MARKER, color=EVAL)
+    for judged, marker, color in ((curve.rival_evals, RIVAL_EVAL_MARKER, RIVAL), (curve.evals, EVAL_MARKER, EVAL)):
+        if judged[0]:
+            plt.scatter(judged[0], _ys(judged, look), marker=marker, color=color)
     for kind, x in curve.marks:
         sign, color = SIGNS[kind]
         plt.text(sign, x=x, y=top, alignment="center", color=color)
@@ -70,9 +74,8 @@ def _ys(line: Line, look: Look) -> list[float]:
 
 def _scale(plt: Any, curve: Curve, look: Look, width: int, height: int) -> float:
     """Set limits and ticks of both axes; return the upper end of the y axis."""
-    lines = (curve.raw, curve.smoothed, curve.evals)
-    xs = [x for line in lines for x in line[0]]
-    ys = [y for line in lines for y in _ys(line, look)]
+    xs = [x for line in curve.lines for x in line[0]]
+    ys = [y for line in curve.lines for y in _ys(line, look)]
     low, high = min(xs), max(*xs, min(xs) + 1)
     plt.xlim(low, high)
     ticks = _ticks(low, high, max(2, width // 14), least=1)

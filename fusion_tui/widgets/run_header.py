@@ -9,20 +9,26 @@ from textual.widgets import Static
 
 from fusion_tui import format as fmt
 from fusion_tui.messages import RunView
+from fusion_tui.widgets.shaping import summary
 
+LINES = 5  # at most, as the style sheet has it
 WIDTH_LEAST = 20  # before the first layout there is none
 
 
 class RunHeader(Static):
-    """Two lines on a run, and up to three more where something is wrong with it."""
+    """Two lines on a run, one more where its model's shape changes, and where something is wrong the rest of five."""
 
     _lines = 0
 
     def show_run(self, view: RunView) -> None:
         """Show a run's state."""
         lines = [_title(view), _progress(view, self.size.width)]
+        if shape := summary(view):
+            lines.append(Text(shape, style="dim"))
         if trouble := fmt.trouble(view.job, view.evidence):
-            wrapped = textwrap.wrap(trouble, max(self.size.width, WIDTH_LEAST), max_lines=3, placeholder=" …")
+            wrapped = textwrap.wrap(
+                trouble, max(self.size.width, WIDTH_LEAST), max_lines=LINES - len(lines), placeholder=" …"
+            )
             lines += [Text(line, style=trouble_style(view)) for line in wrapped]
         # Laying out paints the whole screen: only where a line came or went.
         self.update(Text("\n").join(lines), layout=len(lines) != self._lines)
@@ -36,7 +42,9 @@ def _title(view: RunView) -> Text:
         fmt.state(job, view.evidence),
         "  ",
         (fmt.clean(job.name), "bold"),
-        (f"  {job.type} of {fmt.clean(view.model)} on {fmt.clean(view.dataset)}", "dim"),
+        (f"  {job.type} of {fmt.clean(view.model)}", "dim"),
+        (f" on {fmt.clean(view.dataset)}" if job.dataset_id else "", "dim"),
+        (f"  ↳ after {fmt.clean(view.after)}" if view.after else "", "dim"),
         (f"  {where}" if where else "", "dim"),
     )
 
@@ -55,7 +63,7 @@ def device(view: RunView) -> str:
 def _progress(view: RunView, width: int) -> Text:
     job = view.job
     newest = next((point for point in reversed(view.points) if point.phase == "train"), None)
-    parts = [f"step {job.step}/{job.total_steps}", fmt.percent(job.progress)]
+    parts = [fmt.how_far(job)]
     if not job.finished:
         parts.append(f"ETA {fmt.eta(job, view.evidence)}")
     if newest and newest.throughput:

@@ -57,9 +57,15 @@ def _name(text: str) -> Text:
     return Text(fmt.clean(text), no_wrap=True, overflow="ellipsis")
 
 
+def _title(job: Job, overview: Overview, _: float) -> Text:
+    """Return a run's name, and of one in a chain the name of the run before it, in few cells."""
+    name = _name(job.name)
+    return name.append(f" ↳ {fmt.clean(overview.after(job))}", style="dim") if job.after_id else name
+
+
 COLUMNS = (
     Column("state", 15, 1, lambda job, seen, _: fmt.state(job, seen.evidence.get(job.id))),
-    Column("name", NAME_LEAST, 1, lambda job, _, __: _name(job.name)),
+    Column("name", NAME_LEAST, 1, _title),
     Column("type", 8, 5, lambda job, _, __: _name(job.type)),
     Column("model", 10, 3, lambda job, seen, _: _name(seen.name(job.source_model_id or job.base_model_id))),
     Column("dataset", 10, 4, lambda job, seen, _: _name(seen.name(job.dataset_id))),
@@ -138,7 +144,7 @@ class RunsTable(DataTable[Text]):
     def _text_of(self, job: Job) -> str:
         entries = (self._overview.name(one) for one in (job.base_model_id, job.source_model_id, job.dataset_id) if one)
         state = fmt.state(job, self._overview.evidence.get(job.id)).plain
-        return " ".join([job.id, job.name, job.type, state, *job.tags, *entries]).lower()
+        return " ".join([job.id, job.name, job.type, state, self._overview.after(job), *job.tags, *entries]).lower()
 
     def refresh_rows(self) -> None:
         """Bring the rows up to date, ages too."""

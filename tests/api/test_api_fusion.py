@@ -15,14 +15,21 @@ import pytest
 from engine.service import Service
 from fusion_tui.api import fusion_models
 from store import jobs, states, telemetry
+from tests.api.conftest import BASE, DATA
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 UNKNOWN = str(uuid.UUID(int=99))
 JOB_FIELDS = {
     *("id", "type", "status", "retries", "last_checkpoint_step", "output_model_id"),
     *("created_at", "started_at", "finished_at", "hyperparams", "base_model_id", "source_model_id", "dataset_id"),
-    *("progress", "eta_s", "step", "total_steps", "name", "tags", "notes", "stop_requested", "plan"),
+    *("progress", "eta_s", "step", "total_steps", "name", "tags", "notes", "stop_requested", "plan", "after"),
 }
+# Of a result, beside the fields of every type.
+GROWN_OR_CONTRACTED = (
+    *("ppl_after_growth", "self_ppl_baseline", "self_ppl_after_growth", "self_ppl_final", "tokens_trained", "logit_kl"),
+    *("argmax_agreement", "blocks_added", "neurons_added", "ungrown_ppl_final", "ungrown_self_ppl_final", "layout"),
+    *("param_ratio", "layers", "eval_ppl_baseline", "eval_ppl_final", "healed_steps"),
+)
 
 
 def move(service: Service, job_id: str, *path: str, **columns) -> None:
@@ -93,6 +100,51 @@ def test_a_job_on_an_unknown_model_or_dataset_is_refused_with_400(http, payload,
     answer = http.post("/jobs", json=payload(**{field: UNKNOWN}))
     assert answer.status_code == 400
     assert UNKNOWN in answer.json()["detail"]
+
+
+def test_a_contract_job_takes_no_dataset(http, payload):
+    answer = http.post("/jobs", json=payload(type="contract", hyperparams={}))
+    (fault,) = answer.json()["detail"]
+    assert (answer.status_code, fault["loc"]) == (422, ["body", "dataset_id"])
+    request = payload(type="contract", hyperparams={"source_model_id": BASE.id, "eval_dataset_id": "rows"})
+    made = http.post("/jobs", json={key: request[key] for key in ("type", "idempotency_key", "hyperparams")})
+    job = made.json()
+    assert (made.status_code, job["type"], job["dataset_id"]) == (201, "contract", None)
+    assert (job["source_model_id"], job["base_model_id"], job["total_steps"]) == (BASE.id, None, 0)
+    assert job["hyperparams"]["eval_dataset_id"] == DATA.id
+
+
+def test_a_job_tells_which_one_it_starts_after(http, payload, job_id):
+    assert http.get(f"/jobs/{job_id}").json()["after"] is None
+    growing = http.post("/jobs", json=payload(type="train", base_model_id=f"@{job_id}", hyperparams={})).json()
+    assert (growing["after"], growing["base_model_id"], growing["total_steps"]) == (job_id, None, 6000)
+    kinds = [event["kind"] for event in http.get(f"/jobs/{growing['id']}/events").json()]
+    assert kinds == ["state", "hold"]
+    assert http.delete(f"/jobs/{job_id}").status_code == 409
+    http.post(f"/jobs/{job_id}/cancel")
+    refused = http.delete(f"/jobs/{job_id}")
+    assert refused.status_code == 409
+    assert growing["name"] in refused.json()["detail"]
+    answer = http.post("/jobs", json=payload(after=job_id))
+    assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", "after"])
+
+
+def test_an_output_name_that_is_taken_is_refused(http, payload):
+    answer = http.post("/jobs", json=payload(hyperparams={"output_name": "mine"}))
+    (fault,) = answer.json()["detail"]
+    assert (answer.status_code, fault["loc"]) == (422, ["body", "hyperparams", "output_name"])
+
+
+def test_the_document_describes_each_type_of_request(http):
+    document = http.get("/openapi.json").json()
+    for path in ("/jobs", "/jobs/plan", "/api/jobs"):
+        schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert set(schema["discriminator"]["mapping"]) == {"train", "finetune", "contract"}
+        assert [one["$ref"] for one in schema["oneOf"]] == list(schema["discriminator"]["mapping"].values())
+    schemas = document["components"]["schemas"]
+    for name, setting in (("Train", "growth_ratio"), ("Finetune", "lora_rank"), ("Contract", "layout")):
+        assert schemas[f"{name}Request"]["properties"]["type"]["const"] == name.lower()
+        assert setting in schemas[f"{name}Hyperparams"]["properties"]
 
 
 def test_every_fault_of_a_job_is_listed_with_its_place(http, payload):
@@ -185,7 +237,18 @@ def test_a_result_is_404_until_it_exists_and_then_costs_what_the_user_said(http,
         **dict.fromkeys(("steps", "skipped_steps", "memory_planned_bytes", "memory_measured_bytes")),
         **dict.fromkeys(("rows_trained", "rows_held_out", "truncated_rows", "dropped_rows")),
         **dict.fromkeys(("sample_prompt", "sample_before", "sample_after")),
+        **dict.fromkeys(GROWN_OR_CONTRACTED),
     }
+
+
+def test_a_result_keeps_what_growing_or_contracting_reports(http, service, job_id):
+    numbers = dict.fromkeys(GROWN_OR_CONTRACTED, 1) | {
+        **{"layout": "depth", "layers": [1, 4], "ppl_after_growth": float("inf")},
+    }
+    with service.store.write() as db:
+        telemetry.set_result(db, job_id, numbers, now=1.0)
+    body = http.get(f"/jobs/{job_id}/result").json()
+    assert {name: body[name] for name in GROWN_OR_CONTRACTED} == numbers | {"ppl_after_growth": None}
 
 
 def test_checkpoints_are_listed_oldest_first(http, service, job_id):
@@ -246,10 +309,12 @@ def test_the_catalogue_is_listed_in_the_dialects_fields(http):
         **{"id": id_of["base"], "family": "llama", "name": "tiny"},
         **{"version": 1, "params": 1234, "precision": "bf16"},
     }
+    parent = {"id": id_of["base"], "name": "tiny", "job_id": None, "type": None}
     (model,) = http.get("/models").json()
     assert model == {
         **{"id": id_of["model"], "name": "mine", "version": 1, "params": 1234, "base_model_id": id_of["base"]},
-        **{"lineage": {"job_id": id_of["job"]}, "status": "ready", "created_at": "1970-01-01T00:00:03.000Z"},
+        **{"lineage": {"job_id": id_of["job"], "type": None, "parent": parent, "parents": [parent]}},
+        **{"status": "ready", "created_at": "1970-01-01T00:00:03.000Z"},
     }
     assert http.get(f"/api/models/{model['id']}").json() == model
     assert http.get(f"/models/{base['id']}").status_code == 404

@@ -29,7 +29,8 @@ def test_the_answer_has_the_documented_fields(http: httpx.Client) -> None:
     body = answer.json()
     documented = {"model_params", "dataset_tokens_est", "recommended", "windows", "notes", "disclaimer"}
     assert set(body) == documented | {"type", "memory"}
-    assert set(body["recommended"]) == {"turns", "lr", "cycles", "steps_per_cycle", "seq_len", "batch_size"}
+    ours = {"batch_size", "grad_accum"}
+    assert set(body["recommended"]) == {"turns", "lr", "cycles", "steps_per_cycle", "seq_len"} | ours
     assert set(body["windows"]) == set(body["recommended"])
     for name, window in body["windows"].items():
         assert 0 < window["min"] <= body["recommended"][name] <= window["max"]

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from engine import atomic
 from engine.journal import JournalWriter
@@ -35,10 +36,12 @@ def work(
     do: str = "",
     times: int = 1_000_000,
     pad: int = 0,
+    config: dict[str, Any] | None = None,
 ) -> None:
     """Carry out an order. At `at_step` it comes to a bad end, `do`, in its first `times` attempts.
 
-    It leaves `pad` bytes on the disk in each step, as one that saves does.
+    It leaves `pad` bytes on the disk in each step, as one that saves does; with `config` it makes a model of no more
+    than that config.json.
     """
     (pids / str(os.getpid())).touch()
     real.GATE_SECONDS = gate_s
@@ -56,7 +59,7 @@ def work(
         first = newest_step(order)
         reporter.state("running", "training")
         reporter.resume(first)
-        for step in range(first + 1, order.hyperparams["steps"] + 1):
+        for step in range(first + 1, order.hyperparams.get("steps", 1) + 1):
             point = {"step": step, "phase": "train", "ts": time.time(), "loss": 1.0 / step, "lr": 0.1, "epoch": 0.0}
             reporter.points([point])
             if pad:
@@ -71,6 +74,8 @@ def work(
                 os._exit(0)
             time.sleep(step_s)
         reporter.state("uploading", "publishing")
+        if config:
+            make_model(order, reporter, config)
         reporter.result({"ppl_final": 1.0})
         atomic.discard(ballast)
         reporter.end("completed")
@@ -91,6 +96,16 @@ def save(order: Order, reporter: Reporter, step: int) -> None:
     atomic.publish(staged, final)
     facts = {"step": step, "epoch": 0.0, "loss": 1.0, "eval_loss": None, "lr": 0.1}
     reporter.checkpoint(final, facts, 2)
+
+
+def make_model(order: Order, reporter: Reporter, config: dict[str, Any]) -> None:
+    """Publish something that counts as a model."""
+    staged = Path(f"{order.output_path}.stage")
+    staged.mkdir(parents=True)
+    atomic.write_json(staged / "config.json", config)
+    atomic.publish(staged, Path(order.output_path), replace=True)
+    named = {"id": order.output_id, "name": order.output_name, "path": order.output_path}
+    reporter.model({**named, "family": config["model_type"], "params": 7, "precision": "bf16"})
 
 
 def misbehave(how: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from engine import process
+from engine import evidence, process
 from engine.service import Service
 from engine.supervisor import Supervisor
 from store import StoreBusy, StoreError, attempts
@@ -41,6 +41,9 @@ def test_a_stop_whose_note_cannot_be_written_is_signalled_once(
     supervisor = Supervisor(service)
     supervisor._keep_ballast()
     eventually(lambda: supervisor.tick() or service.job(job_id).step >= 5, what="some steps")
+    # Stopped, so that it cannot end before the refusals are over.
+    worker = evidence.worker(attempts.of_job(service.store.read(), job_id)[-1])
+    assert worker and real(worker, signal.SIGSTOP, group=True)
     service.cancel(job_id)
 
     def refuse(*arguments: Any, **columns: Any) -> int:
@@ -55,6 +58,7 @@ def test_a_stop_whose_note_cannot_be_written_is_signalled_once(
             with pytest.raises(type(error)):
                 supervisor.tick()
     assert sent == [signal.SIGTERM]
+    assert real(worker, signal.SIGCONT, group=True)
     eventually(lambda: supervisor.tick() or service.job(job_id).finished, what="the end")
     assert service.job(job_id).state == "cancelled"
     assert sent == [signal.SIGTERM]

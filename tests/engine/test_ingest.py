@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine import journal
+from engine import journal, recover
 from engine.ingest import ingest
 from engine.journal import JournalWriter, Record
 from engine.service import Service
@@ -185,6 +185,33 @@ def test_a_resume_drops_the_points_beyond_its_step_and_keeps_the_rest(service: S
     assert service.job(attempt.job_id).step == 4
     resumes = [event.payload for event in service.events(attempt.job_id) if event.kind == "resume"]
     assert resumes == [{"step": 3}]
+
+
+def test_the_share_that_is_done_is_taken_from_activity_lines_until_steps_tell(
+    service: Service, attempt: Attempt
+) -> None:
+    tell(attempt, ("activity", {"text": "growing", "done": 0.25, "eta_s": 30.0}))
+    take(service, attempt)
+    job = service.job(attempt.job_id)
+    assert (job.activity, job.done, job.progress, job.eta_s) == ("growing", 0.25, 0.25, 30.0)
+    tell(attempt, ("activity", {"text": "still growing"}))
+    take(service, attempt)
+    assert (service.job(job.id).activity, service.job(job.id).done) == ("still growing", 0.25)
+    tell(attempt, ("activity", {"text": "almost", "done": 1, "eta_s": float("nan")}))
+    take(service, attempt)
+    assert (service.job(job.id).done, service.job(job.id).eta_s) == (1.0, None)
+    tell(attempt, ("resume", {"step": 0}), point(1))
+    take(service, attempt)
+    assert (service.job(job.id).done, service.job(job.id).progress) == (None, 1 / job.total_steps)
+
+
+def test_a_worker_that_is_lost_leaves_no_share_behind(service: Service, attempt: Attempt) -> None:
+    tell(attempt, ("activity", {"text": "growing", "done": 0.9}))
+    take(service, attempt)
+    assert service.job(attempt.job_id).done == 0.9
+    with service.store.write() as db:
+        assert recover.settle(db, reread(service, attempt.job_id), 60.0) == "queued"
+    assert service.job(attempt.job_id).done is None
 
 
 def test_unknown_kinds_and_unknown_fields_of_a_later_version_are_ignored(service: Service, attempt: Attempt) -> None:

@@ -27,6 +27,7 @@ def attempt(service: Service) -> Attempt:
 WRONG_LINES: list[tuple[str, Any]] = [
     ("activity", {"text": None}),
     ("activity", {"text": ["a"]}),
+    *(("activity", {"text": "a", "done": done}) for done in ("0.5", -0.1, 1.1, True, [0.5], float("nan"))),
     ("state", {"to": ["running"], "activity": ""}),
     ("log", {"stream": None, "text": "a"}),
     ("event", {"kind": None, "payload": {}}),

@@ -59,7 +59,77 @@ def test_the_nearest_name_is_looked_for_where_the_misspelt_one_stands() -> None:
 
 def test_an_unknown_or_planned_type_of_job_is_refused_with_what_there_is() -> None:
     assert refused(type="finetun") == "type: unknown job type 'finetun'; did you mean 'finetune'?"
-    assert refused(type="contract") == "type: 'contract' jobs are not in this version yet; available: finetune"
+    assert refused(type="align") == (
+        "type: 'align' jobs are not in this version yet; available: train, finetune, contract"
+    )
+
+
+@pytest.mark.parametrize(
+    ("type", "defaults", "steps"),
+    [
+        (
+            "train",
+            {"turns": 1, "cycles": 6, "steps_per_cycle": 1000, "lr": 1e-4, "seq_len": 256, "batch_size": 1},
+            6000,
+        ),
+        ("train", {"growth_ratio": 0.5, "growth_shape": "auto", "train_scope": "new", "retain_weight": 0.1}, 6000),
+        ("contract", {"contraction_ratio": 0.5, "num_layers_to_contract": 8, "layout": "uniform"}, 0),
+    ],
+)
+def test_every_type_has_the_documented_defaults(type: str, defaults: dict[str, Any], steps: int) -> None:
+    data = {"dataset_id": None} if type == "contract" else {}
+    settings = parse(type=type, **data).hyperparams
+    assert defaults.items() <= settings.model_dump().items()
+    assert settings.total_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("type", "name", "value"),
+    [
+        *(("contract", "contraction_ratio", ratio) for ratio in (0, 1, 1.5, -0.1, "half", True)),
+        *(("contract", "num_layers_to_contract", count) for count in (0, -1, 2.5, "all")),
+        *(("contract", "layout", layout) for layout in ("even", None, 1)),
+        *(("contract", "heal_steps", count) for count in (-1, 0.5)),
+        *(("contract", "eval_dataset_id", reference) for reference in ("", 5)),
+        *(("train", "growth_ratio", ratio) for ratio in (0, -1, 4.5, "most", True)),
+        *(("train", "growth_shape", shape) for shape in ("tall", None)),
+        *(("train", "train_scope", scope) for scope in ("old", True)),
+        *(("train", "retain_weight", weight) for weight in (-0.1, 101)),
+        *(("train", name, 0) for name in ("turns", "cycles", "steps_per_cycle")),
+        *(("train", "compare_ungrown", value) for value in (1, "perhaps")),
+    ],
+)
+def test_a_value_that_a_type_cannot_take_is_refused_by_name(type: str, name: str, value: Any) -> None:
+    data = {"dataset_id": None} if type == "contract" else {}
+    assert refused({name: value}, type=type, **data).startswith(f"hyperparams.{name}: ")
+
+
+def test_a_setting_of_another_type_is_refused_with_the_type_that_has_it() -> None:
+    message = refused({"lora_rank": 8}, type="train")
+    assert message.startswith("hyperparams.lora_rank: a train job has no such setting (finetune jobs have)")
+    assert "train jobs have" in refused({"growth_ratio": 0.5})
+
+
+def test_settings_that_rule_each_other_out_are_refused_with_the_remedy() -> None:
+    assert "use train_scope new" in refused({"train_scope": "all", "load_in_4bit": True}, type="train")
+    assert "set it to 0" in refused({"train_scope": "all", "retain_weight": 0.5}, type="train")
+    assert parse({"train_scope": "all"}, type="train").hyperparams.model_dump()["retain_weight"] == 0.0
+    assert "use training_type lora" in refused({"training_type": "full", "load_in_4bit": True})
+
+
+def test_a_contract_job_takes_no_dataset_and_the_others_need_one() -> None:
+    message = refused(type="contract")
+    assert message.startswith("dataset_id: a contract job takes no dataset")
+    assert "hyperparams.eval_dataset_id" in message
+    for type in ("train", "finetune"):
+        assert refused(type=type, dataset_id=None) == "dataset_id: name the dataset to train on"
+    assert refused(type="contract", dataset_id=None, base_model_id=None).startswith("source_model_id: name the model")
+
+
+def test_the_model_that_a_job_makes_is_named_with_an_at_sign() -> None:
+    assert parse(base_model_id="@grow").predecessor == "grow"
+    assert parse(base_model_id=None, source_model_id="@grow").predecessor == "grow"
+    assert parse(base_model_id="grow@").predecessor is None
 
 
 @pytest.mark.parametrize(
@@ -130,6 +200,9 @@ def test_numbers_as_text_count_as_numbers_for_that_is_how_a_form_sends_them() ->
         ({"base_model_id": None}, "base_model_id"),
         ({"dataset_id": None}, "dataset_id"),
         ({"source_model_id": "other"}, "source_model_id"),
+        ({"after": ""}, "after"),
+        ({"after": 5}, "after"),
+        ({"after": "j" * 201}, "after"),
         ({"hyperparams": None}, "hyperparams"),
         ({"hyperparams": [1]}, "hyperparams"),
     ],
@@ -191,13 +264,14 @@ def test_the_hash_leaves_out_the_key_and_takes_in_everything_else() -> None:
     others = [
         parse({"steps": 5}),
         parse(dataset_id="e"),
+        parse(after="a"),
         parse(base_model_id="n"),
         parse(base_model_id=None, source_model_id="m"),
         parse(name="x"),
         parse(tags=["x"]),
         parse(notes="x"),
     ]
-    assert len({base, *(other.payload_hash() for other in others)}) == 8
+    assert len({base, *(other.payload_hash() for other in others)}) == 9
 
 
 @pytest.mark.parametrize(("steps", "given", "wanted"), [(2000, 0, 200), (50, 0, 25), (10, 0, 25), (2000, 7, 7)])

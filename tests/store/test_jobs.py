@@ -172,3 +172,66 @@ def test_progress_is_the_share_of_steps_and_one_when_completed(store: Store) -> 
         jobs.update(db, job.id, step=2, tags=["a", "b"])
     found = jobs.get(store.read(), job.id)
     assert (found.progress, found.tags, found.finished) == (0.25, ["a", "b"], False)
+
+
+def test_a_job_is_handed_out_when_the_one_that_it_starts_after_is_completed(store: Store) -> None:
+    def due() -> list[str]:
+        found = [job.id for job in jobs.next_queued(store.read(), now=1.0)]
+        assert jobs.is_queued(store.read(), now=1.0) == bool(found)
+        return found
+
+    with store.write() as db:
+        first = new_job(db)
+        second = new_job(db, after_id=first.id)
+        orphan = new_job(db, after_id="deleted")
+    assert due() == [first.id, orphan.id]
+    assert [job.id for job in jobs.followers(store.read(), first.id)] == [second.id]
+    with store.write() as db:
+        jobs.transition(db, orphan.id, "cancelled", fence=0, now=1.0)
+        for state in ("provisioning", "staging", "running", "checkpointing", "uploading"):
+            assert jobs.transition(db, first.id, state, fence=0, now=1.0)
+            assert jobs.get(db, second.id).hold == f"after: waits for {first.name} (running)"
+    assert due() == []
+    with store.write() as db:
+        jobs.transition(db, first.id, "completed", fence=0, now=1.0)
+    assert due() == [second.id]
+    assert jobs.get(store.read(), second.id).hold is None
+
+
+def test_those_who_wait_are_told_in_the_transaction_of_what_they_wait_for(store: Store) -> None:
+    with store.write() as db:
+        first = new_job(db)
+        second = new_job(db, after_id=first.id)
+        bystander = new_job(db)
+        jobs.set_hold(db, bystander, "memory: no")
+
+    def cancel_in_vain() -> None:
+        with store.write() as db:
+            jobs.transition(db, first.id, "cancelled", fence=0, now=1.0)
+            assert "was cancelled" in (jobs.get(db, second.id).hold or "")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        cancel_in_vain()
+    assert jobs.get(store.read(), second.id) == second
+    with store.write() as db:
+        jobs.transition(db, first.id, "cancelled", fence=0, now=1.0)
+    assert jobs.get(store.read(), bystander.id).hold == "memory: no"
+
+
+def test_settings_are_resolved_only_while_the_job_waits_as_it_was_read(store: Store) -> None:
+    with store.write() as db:
+        job = new_job(db)
+        assert jobs.resolve(db, job, hyperparams={"growth_ratio": 0.2}, plan={"needed": 5})
+        assert (jobs.get(db, job.id).hyperparams, jobs.get(db, job.id).plan) == ({"growth_ratio": 0.2}, {"needed": 5})
+        jobs.transition(db, job.id, "provisioning", fence=0, new_fence=1, now=1.0)
+        assert not jobs.resolve(db, job, hyperparams={}, plan=None)
+    assert jobs.get(store.read(), job.id).hyperparams == {"growth_ratio": 0.2}
+
+
+def test_what_a_worker_says_is_done_counts_for_more_than_its_steps(store: Store) -> None:
+    with store.write() as db:
+        job = new_job(db, total_steps=0)
+        assert jobs.get(db, job.id).progress == 0.0
+        jobs.update(db, job.id, done=0.4)
+    assert jobs.get(store.read(), job.id).progress == 0.4

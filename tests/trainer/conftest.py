@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import torch
 
 from engine import journal
-from engine.hyperparams import FinetuneHyperparams
+from engine.hyperparams import HYPERPARAMS, FinetuneHyperparams
 from engine.journal import JournalWriter, Record
 from engine.order import CHECKPOINTS, JOURNAL, Order
 from engine.trainer import finetune, models, optimizer
@@ -67,6 +67,21 @@ class Killed(BaseException):
     """Stands for a kill: nothing in the loop may catch it and save."""
 
 
+BASES: dict[str, dict[str, Any]] = {
+    "finetune": {
+        "steps": 8,
+        "lr": 5e-3,
+        "seq_len": 96,
+        "batch_size": 2,
+        "grad_accum": 2,
+        "lora_rank": 4,
+        "lora_alpha": 8.0,
+    },
+    "train": {"cycles": 2, "steps_per_cycle": 4, "lr": 5e-3, "seq_len": 96},
+    "contract": {"num_layers_to_contract": 2, "calibration_sequences": 20, "seq_len": 48},
+}
+
+
 @dataclass
 class Bench:
     """One job's folder, in which attempts are made one after the other."""
@@ -76,16 +91,15 @@ class Bench:
     rows: Path
     fence: int = 0
 
-    def order(self, **hyperparams: Any) -> Order:
+    def order(self, *, type: str = "finetune", **hyperparams: Any) -> Order:
         """Write down the next attempt."""
         self.fence += 1
         roots = tuple(str(self.folder / f"attempt-{n}" / CHECKPOINTS) for n in range(self.fence, 0, -1))
-        base = {"steps": 8, "lr": 5e-3, "seq_len": 96, "batch_size": 2, "grad_accum": 2, "lora_rank": 4}
-        settings = FinetuneHyperparams.model_validate({**base, "lora_alpha": 8.0, **hyperparams})
+        settings = HYPERPARAMS[type].model_validate({**BASES[type], **hyperparams})
         order = Order(
             job_id="job",
             fence=self.fence,
-            type="finetune",
+            type=type,
             device="cpu",
             hyperparams=settings.model_dump(),
             model_id="m",

@@ -9,10 +9,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.hyperparams import FinetuneHyperparams
-from engine.plans import memory, model_shape
+from engine.hyperparams import FinetuneHyperparams, TrainHyperparams
+from engine.plans import model_shape
+from engine.plans.finetuning import Finetuning
+from engine.plans.growing import Growing
 from engine.trainer import lora, models
 from engine.trainer.data.batch import Document
+from engine.trainer.grow import operators
 from engine.trainer.objective import Objective
 
 TOKENS, RANK = 192, 8
@@ -72,10 +75,15 @@ def kept_bytes(config: Any, settings: FinetuneHyperparams, dtype: torch.dtype) -
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     if settings.training_type == "lora":
         model = lora.add_adapters(model, settings)
+    return kept_by(model, settings.gradient_checkpointing)
+
+
+def kept_by(model: Any, checkpointing: str) -> int:
+    """Return the same of a model as it is."""
     documents = [Document(list(range(i, i + TOKENS // 2)), list(range(i, i + TOKENS // 2))) for i in (2, 150)]
     objective = Objective.of(model, torch.device("cpu"), 0, documents)
     model.train()
-    models.set_checkpointing(model, settings.gradient_checkpointing)
+    models.set_checkpointing(model, checkpointing)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -93,7 +101,7 @@ def kept_bytes(config: Any, settings: FinetuneHyperparams, dtype: torch.dtype) -
 def planned_bytes(config: Any, settings: FinetuneHyperparams, *, sixteen_bits: bool) -> float:
     """Return what the plan says of the same."""
     shape = model_shape.of_config(json.loads(config.to_json_string()))
-    moments = memory.Moments(shape, settings, "cpu", sixteen_bits)
+    moments = Finetuning(shape, settings, "cpu", sixteen_bits)
     return moments.kept() + moments.casts()
 
 
@@ -126,3 +134,41 @@ def test_a_layer_keeps_what_the_plan_says(family: str, training_type: str, check
     for dtype in (torch.float32, torch.bfloat16) if training_type == "lora" else (torch.float32,):
         planned, measured = difference(family, settings, dtype)
         assert planned == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize(("shape", "scope"), [("depth", "new"), ("width", "new"), ("auto", "new"), ("auto", "all")])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma", marks=pytest.mark.slow)])
+def test_a_growing_model_keeps_what_the_plan_says(family: str, shape: str, scope: str, checkpointing: str) -> None:
+    """Of eight layers less that of four, so that what stands before and after them is left out."""
+    settings = TrainHyperparams.model_validate(
+        {
+            "seq_len": TOKENS,
+            "growth_shape": shape,
+            "growth_ratio": 1.0,
+            "train_scope": scope,
+            "gradient_checkpointing": checkpointing,
+        }
+    )
+    found = []
+    for layers in (4, 8):
+        fields = next(fields for name, fields in CASES if name == family)
+        config = configuration(family, {**fields, "num_hidden_layers": layers})
+        before = model_shape.of_config(json.loads(config.to_json_string()))
+        plan = Growing(before, settings, "cpu", False)
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        # Behind every second layer, from where the plan takes the gradients to begin.
+        first = before.layers // 3
+        size = plan.size
+        behind = tuple(first + number * (layers - first) // size.blocks for number in range(size.blocks))
+        grown = operators.Grown(model, operators.Growth(behind, size.units), seed=0)
+        model.requires_grad_(scope == "all")
+        for parameter in grown.new_parameters().values():
+            parameter.requires_grad_(True)
+        assert sum(parameter.numel() for parameter in grown.new_parameters().values()) == plan.added
+        assert plan.grown.params == model.num_parameters()
+        found.append((plan.kept(), kept_by(model, checkpointing)))
+    (planned_few, kept_few), (planned, kept) = found
+    # Every second layer is worked out again, be it an old one or a new one, which keeps more.
+    assert planned - planned_few == pytest.approx(kept - kept_few, rel=0.15 if checkpointing == "selective" else 0.1)

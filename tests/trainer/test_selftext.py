@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from engine.trainer import models, selftext
+from tests.trainer import families
 
 CPU = torch.device("cpu")
 
@@ -55,10 +58,64 @@ def test_openers_are_the_start_of_a_text_of_a_conversation_and_frequent_words(wr
         tokenizer.chat_template = kept
 
 
+def surprise(model: Any, ids: list[int], begin: int) -> float:
+    """Return the mean cross-entropy of the tokens from place `begin` on, by a forward pass without a cache."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return float(functional.cross_entropy(logits[begin - 1 : -1].float(), torch.tensor(ids[begin:])))
+
+
 def test_what_is_dropped_is_what_surprised_the_model_most(writer: tuple[Any, Any], monkeypatch: Any) -> None:
-    texts = {tuple(text) for text in written(writer)}
+    kept = {tuple(text) for text in written(writer, count=10, batch_size=10)}
+    kinds = [tuple(kind) for kind in selftext.openers(writer[1], len(writer[1]))]
     monkeypatch.setattr(selftext, "DROPPED", 0.0)
-    everything = [tuple(text) for text in written(writer)]
-    surprise = {text: selftext._surprise(writer[0], torch.tensor(text)) for text in everything}
-    assert len(everything) == 20
-    assert max(surprise[text] for text in texts) <= min(surprise[text] for text in set(everything) - texts)
+    everything = [tuple(text) for text in written(writer, count=10, batch_size=10)]
+
+    def of(text: tuple[int, ...]) -> float:
+        sizes = [len(kind) for kind in kinds if text[: len(kind)] == kind]
+        return surprise(writer[0], list(text), max(sizes, default=selftext.OPENING_TOKENS))
+
+    assert len(everything) == 10
+    assert max(map(of, kept)) <= min(map(of, set(everything) - kept)) + 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2", "gemma3"])
+def test_each_token_is_drawn_from_what_the_model_says_of_all_before_it(family: str) -> None:
+    # Longer than the window of those that slide.
+    model = families.make(family)
+    given = torch.randint(3, families.VOCABULARY, (5, 3), generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        ids, found = selftext._continued(model, given, 4 * families.WINDOW)
+    assert torch.equal(ids[:, :3], given)
+    assert found.tolist() == pytest.approx([surprise(model, row, 3) for row in ids.tolist()], abs=1e-3)
+
+
+def test_likely_tokens_are_drawn_often_and_impossible_ones_never(writer: tuple[Any, Any], monkeypatch: Any) -> None:
+    model = writer[0]
+    chances = torch.zeros(model.config.vocab_size)
+    chances[[0, 7, 280]] = torch.tensor([0.5, 0.3, 0.2])
+    monkeypatch.setattr(
+        model, "forward", lambda input_ids, **_: SimpleNamespace(logits=chances.log().expand(400, 1, -1))
+    )
+    torch.manual_seed(2)
+    ids, _ = selftext._continued(model, torch.zeros(400, 1, dtype=torch.long), 11)
+    drawn = ids[:, 1:].flatten().bincount(minlength=len(chances)) / 4000
+    assert drawn[[0, 7, 280]].tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+    assert float(drawn.sum()) == pytest.approx(float(drawn[[0, 7, 280]].sum()))
+
+
+def test_fewer_are_written_at_once_where_what_is_kept_of_them_is_large(writer: tuple[Any, Any]) -> None:
+    model = writer[0]
+    assert selftext.batch_rows(model, 256) == selftext.BATCH
+    each = 2 * 2 * 2 * 8 * 1_000_000 * 4  # keys and values, layers, heads, width, tokens, bytes
+    assert selftext.batch_rows(model, 1_000_000) == selftext.ROOM_BYTES // each
+    assert selftext.batch_rows(model, 10**9) == 1
+
+
+def test_what_a_listener_raises_ends_the_writing_and_the_model_learns_on(writer: tuple[Any, Any]) -> None:
+    def refuse(done: int, all: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        written(writer, tell=refuse)

@@ -77,16 +77,12 @@ class Runs:
 
     def queue(self, name: str = "a-run", **hyperparams: Any) -> Job:
         """Submit a run."""
-        settings = {"steps": 400, **hyperparams}
-        payload = {
-            "type": "finetune",
-            "idempotency_key": name,
-            "name": name,
-            "base_model_id": "model-1",
-            "dataset_id": "data-1",
-            "hyperparams": settings,
-        }
-        return self.service.submit(payload).job
+        return self.submit("finetune", name, dataset_id="data-1", hyperparams={"steps": 400, **hyperparams})
+
+    def submit(self, type: str, name: str, **fields: Any) -> Job:
+        """Submit a run of any type."""
+        named = {"type": type, "idempotency_key": name, "name": name, "base_model_id": "model-1"}
+        return self.service.submit(named | fields).job
 
     def move(self, job: Job, *states: str, **columns: Any) -> Job:
         """Take a run through states."""
@@ -100,10 +96,15 @@ class Runs:
 
     def start(self, name: str = "a-run", *, steps: int = 40) -> Job:
         """Return a run that trains and has reached `steps`."""
-        job = self.move(self.queue(name), "provisioning", "staging", "running", activity="training", eta_s=360.0)
-        self.claim(job, process.identify(os.getpid()))
+        job = self.work(self.queue(name), activity="training", eta_s=360.0)
         self.report(job, [Point(0, "eval", 1000.0, loss=5.25), *curve(range(1, steps + 1))])
         return self.service.job(job.id)
+
+    def work(self, job: Job, **columns: Any) -> Job:
+        """Have a worker that lives work on a queued run."""
+        job = self.move(job, "provisioning", "staging", "running", **columns)
+        self.claim(job, process.identify(os.getpid()))
+        return job
 
     def claim(self, job: Job, worker: Identity | None) -> None:
         """Give a run an open attempt with this process for its worker; the tests' own is one that lives."""
@@ -119,6 +120,16 @@ class Runs:
         with self.service.store.write() as db:
             telemetry.add_points(db, job.id, job.fence, points)
             jobs.update(db, job.id, step=max(point.step for point in points))
+
+    def tell(self, job: Job, kind: str, **payload: Any) -> None:
+        """Ingest an event as a worker reports it."""
+        with self.service.store.write() as db:
+            jobs.add_event(db, job.id, kind, payload, now=time.time())
+
+    def aside(self, job: Job, *points: Point) -> None:
+        """Ingest points of phases that move no step."""
+        with self.service.store.write() as db:
+            telemetry.add_points(db, job.id, job.fence, points)
 
     def log(self, job: Job, *lines: str) -> None:
         """Ingest log lines."""

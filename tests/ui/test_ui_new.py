@@ -12,16 +12,17 @@ from textual.pilot import Pilot
 from textual.widgets import Input, Select
 
 from engine.catalog import STARTER_DATASET_ID, STARTER_MODEL_ID
-from engine.hyperparams import FinetuneHyperparams
+from engine.hyperparams import HYPERPARAMS
 from engine.service import Service
 from fusion_tui import format as fmt
-from fusion_tui.screens.draft import ADVANCED, COMMON, Draft, choices, default_text, hint, reference
+from fusion_tui.screens.draft import ADVANCED, COMMON, TYPES, Draft, Setting, reference
 from fusion_tui.screens.new import NewScreen
 from fusion_tui.screens.run import RunScreen
 from store import catalog
 from tests.store.entries import base_model
 from tests.ui.driving import LARGE, SMALL, open_app, screen_text, sees, until
 
+FINETUNE = "finetune"
 STARTER = {"model": STARTER_MODEL_ID, "dataset": STARTER_DATASET_ID}
 SIZES = pytest.mark.parametrize("size", [SMALL, LARGE], ids=["80x24", "160x45"])
 
@@ -31,10 +32,11 @@ async def advised(pilot: Pilot[Any]) -> dict[str, Any]:
     screen = pilot.app.screen
     assert isinstance(screen, NewScreen)
     await until(pilot, lambda: screen.draft().subject, what="a choice")
-    model, dataset, kind = screen.draft().subject or ("", "", "")
-    made = screen.service.recommend(model=model, dataset=dataset, training_type=kind).made
+    type, model, dataset, kind = screen.draft().subject or ("", "", "", "")
+    made = screen.service.recommend(type=type, model=model, dataset=dataset, training_type=kind).made
     await until(pilot, lambda: screen.draft().values["seq_len"] == str(made.number("seq_len")), what="advice")
-    await sees(pilot, fmt.window(made.values["steps"]), "✓ can be queued")
+    first = COMMON[type][0]
+    await sees(pilot, fmt.window(made.values[first]), "✓ can be queued")
     return made.hyperparams
 
 
@@ -74,7 +76,7 @@ async def test_recommended_values_are_filled_in_with_window_reason_and_memory(
 
 async def choose(pilot: Pilot[Any], field: str, value: str) -> None:
     pilot.app.screen.query_one(f"#field-{field} Select", Select).value = value
-    await until(pilot, lambda: value in str(pilot.app.screen.draft().subject))  # type: ignore[attr-defined]
+    await until(pilot, lambda: value in str(pilot.app.screen.draft()))  # type: ignore[attr-defined]
 
 
 async def test_what_was_typed_stays_when_other_data_is_chosen(service: Service) -> None:
@@ -255,11 +257,11 @@ async def test_the_button_and_the_folded_settings_are_reached_by_tab(service: Se
         await pilot.press("n")
         await sees(pilot, "✓ can be queued")
         await until(pilot, lambda: app.screen.focused)
-        for _ in range(len(COMMON)):
+        for _ in range(len(COMMON[FINETUNE])):
             await pilot.press("tab")
-        await pilot.press("enter", *["tab"] * (1 + ADVANCED.index("weight_decay")), *"0.1")
+        await pilot.press("enter", *["tab"] * (1 + ADVANCED[FINETUNE].index("weight_decay")), *"0.1")
         await sees(pilot, "--set weight_decay=0.1")
-        for _ in range(len(ADVANCED) - ADVANCED.index("weight_decay")):
+        for _ in range(len(ADVANCED[FINETUNE]) - ADVANCED[FINETUNE].index("weight_decay")):
             await pilot.press("tab")
         await until(pilot, lambda: app.screen.focused and app.screen.focused.id == "submit")
         await pilot.press("enter")
@@ -288,7 +290,7 @@ async def test_keys_typed_into_a_field_are_text(service: Service) -> None:
     async with app.run_test(notifications=True, size=SMALL) as pilot:
         await pilot.press("n")
         await sees(pilot, "✓ can be queued")
-        for _ in range(COMMON.index("output_name")):
+        for _ in range(COMMON[FINETUNE].index("output_name")):
             await pilot.press("tab")
         await pilot.press(*"q1snD")
         await sees(pilot, "--set output_name=q1snD")
@@ -313,25 +315,109 @@ async def test_without_a_dataset_the_form_says_so(service: Service) -> None:
         assert list((service.home.root / "requests").iterdir()) == []
 
 
+async def choose_type(pilot: Pilot[Any], type: str) -> NewScreen:
+    screen = pilot.app.screen
+    assert isinstance(screen, NewScreen)
+    screen.query_one("#field-type Select", Select).value = type
+    await until(pilot, lambda: screen.draft().type == type, what=f"the form of {type}")
+    return screen
+
+
+@SIZES
+async def test_a_train_job_has_its_own_settings_advice_memory_and_command(
+    service: Service, size: tuple[int, int]
+) -> None:
+    app = open_app(service)
+    async with app.run_test(notifications=True, size=size) as pilot:
+        await pilot.press("n")
+        await advised(pilot)
+        await choose(pilot, "model", STARTER["model"])
+        await choose(pilot, "dataset", STARTER["dataset"])
+        await choose_type(pilot, "train")
+        values = await advised(pilot)
+        await sees(pilot, "New run: train", "$ fusion-tui submit train --model", f"--set turns={values['turns']}")
+        await sees(pilot, "memory: needs", "fits")
+        await pilot.press("f2")
+        await until(pilot, service.jobs)
+        (job,) = service.jobs()
+        assert (job.type, job.hyperparams["growth_ratio"]) == ("train", 0.5)
+        assert {name: job.hyperparams[name] for name in values} == values
+        assert job.plan
+        assert job.plan["mode"] == "grow/none"
+
+
+async def test_a_contract_job_is_submitted_by_keys_alone_and_names_no_dataset(service: Service) -> None:
+    app = open_app(service)
+    async with app.run_test(notifications=True, size=SMALL) as pilot:
+        await pilot.press("n")
+        await advised(pilot)
+        await pilot.press("shift+tab", "shift+tab", "shift+tab", "enter", "end", "enter")
+        await sees(pilot, "New run: contract makes a model smaller", "✓ can be queued")
+        assert not app.screen.query_one("#field-dataset").display
+        await sees(pilot, "$ fusion-tui submit contract --model starter")
+        assert "--dataset" not in screen_text(app)
+        await pilot.press("tab", "tab", "ctrl+u", *"0.25")
+        await sees(pilot, "--set contraction_ratio=0.25", "✓ can be queued")
+        await pilot.press("f3")
+        (file,) = await until(pilot, lambda: list((service.home.root / "requests").glob("starter-contract-*.json")))
+        assert json.loads(file.read_text()) == {
+            "type": "contract",
+            "base_model_id": "starter",
+            "hyperparams": {"contraction_ratio": 0.25},
+        }
+        await pilot.press("f2")
+        await until(pilot, service.jobs)
+        (job,) = service.jobs()
+        assert (job.type, job.dataset_id, job.hyperparams["contraction_ratio"]) == ("contract", None, 0.25)
+
+
+async def test_what_the_model_rules_out_stands_beside_its_field(service: Service) -> None:
+    own = base_model(id="old-1", name="an-old-one", family="gpt2", path="/nowhere")
+    put(service, own)
+    app = open_app(service)
+    async with app.run_test(notifications=True, size=LARGE) as pilot:
+        await pilot.press("n")
+        await sees(pilot, "✓ can be queued")
+        await choose(pilot, "model", STARTER["model"])
+        screen = await choose_type(pilot, "contract")
+        screen.query_one("#field-num_layers_to_contract Input", Input).value = "6"
+        await sees(pilot, "✗ the model has 5 layers, so 6 cannot be contracted", "✗ 1 field to mend")
+        await choose_type(pilot, "train")
+        await choose(pilot, "model", "old-1")
+        await sees(pilot, "✗ a model of the type 'gpt2' cannot be grown yet; these can: llama, mistral")
+        await choose_type(pilot, "finetune")
+        await sees(pilot, "submit finetune --model an-old-one --dataset starter", "✓ can be queued")
+
+
+async def test_settings_that_stay_open_are_shown_as_they_would_run(service: Service) -> None:
+    app = open_app(service)
+    async with app.run_test(notifications=True, size=SMALL) as pilot:
+        await pilot.press("n")
+        await advised(pilot)
+        await choose(pilot, "model", STARTER["model"])
+        await choose_type(pilot, "contract")
+        await sees(pilot, "free: fits with num_layers_to_contract 5")
+
+
 async def test_any_size_of_the_form_is_survived(service: Service) -> None:
     app = open_app(service)
     async with app.run_test(notifications=True, size=SMALL) as pilot:
         await pilot.press("n")
         await advised(pilot)
-        for size in ((20, 6), (1, 1), (300, 80), SMALL):
+        for size, type in zip(((20, 6), (1, 1), (300, 80), SMALL), (*TYPES, FINETUNE), strict=True):
             await pilot.resize_terminal(*size)
-            await pilot.pause()
+            await choose_type(pilot, type)
         await sees(pilot, "✓ can be queued", "memory: ")
 
 
-@pytest.mark.parametrize("name", FinetuneHyperparams.model_fields)
-def test_every_setting_of_the_job_type_is_in_the_form(name: str) -> None:
-    assert name in (*COMMON, *ADVANCED)
-    assert hint(name).startswith(FinetuneHyperparams.model_fields[name].description or "?")
-    typed: Any = default_text(name) or None
-    value = FinetuneHyperparams.model_validate({name: typed}).model_dump()[name]
-    assert value == FinetuneHyperparams().model_dump()[name]
-    assert not choices(name) or typed in choices(name)
+@pytest.mark.parametrize(("type", "name"), [(type, name) for type in TYPES for name in HYPERPARAMS[type].model_fields])
+def test_every_setting_of_the_job_type_is_in_the_form(type: str, name: str) -> None:
+    kind, one = HYPERPARAMS[type], Setting(type, name)
+    assert name in (*COMMON[type], *ADVANCED[type])
+    assert one.hint.startswith(kind.model_fields[name].description or "?")
+    value = kind.model_validate({name: one.default or None}).model_dump()[name]
+    assert value == kind().model_dump()[name]
+    assert not one.choices or one.default in one.choices
 
 
 def test_the_command_says_what_differs_and_survives_a_shell() -> None:
@@ -340,6 +426,9 @@ def test_the_command_says_what_differs_and_survives_a_shell() -> None:
     words = shlex.split(draft.command("my model", "rows"))
     assert words[:7] == ["fusion-tui", "submit", "finetune", "--model", "my model", "--dataset", "rows"]
     assert words[7:] == ["--set", "steps=50", "--set", "output_name=a b"]
+    alone = Draft(type="contract", values={"layout": "depth", "heal_steps": "0"})
+    assert alone.command("m", "d") == "fusion-tui submit contract --model m --set layout=depth"
+    assert alone.document("m", "d") == {"type": "contract", "base_model_id": "m", "hyperparams": {"layout": "depth"}}
 
 
 def test_an_older_version_is_meant_by_its_id(service: Service) -> None:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-DAMPING = 1e-2  # of H's mean diagonal, so that neurons that never speak do no harm
+# Of the median of H's diagonal, so that neurons that never speak do no harm. Not of its mean: at the first token of a
+# text a few neurons speak a thousand times louder than the rest (Sun et al. 2024, arXiv 2402.17762). In layer 11 of
+# SmolLM2-135M the mean is 1,260 times the median, and a hundredth of it is more than all that most neurons say.
+DAMPING = 1e-2
 GROUPS = 12  # neurons go in so many groups; H⁻¹ and D are brought up to date after each
 
 
@@ -26,9 +29,22 @@ class Remaining:
 
 
 def damped(gram: torch.Tensor) -> torch.Tensor:
-    """Return H with a little of its mean diagonal added, in fp64: its inverse is asked of nearly singular ones."""
+    """Return H with a little of its median diagonal added, in fp64: its inverse is asked of nearly singular ones."""
     h = gram.double()
-    return h + DAMPING * h.diagonal().mean().clamp_min(1e-12) * torch.eye(len(h), dtype=h.dtype, device=h.device)
+    power = h.diagonal()
+    usual = power.median() if power.median() > 0 else power.mean()
+    return h + DAMPING * usual.clamp_min(1e-12) * torch.eye(len(h), dtype=h.dtype, device=h.device)
+
+
+def aimed(down: torch.Tensor, gram: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
+    """Return the D [h, f] whose output is nearest to D a and what that is behind of a target besides, of which `behind`
+    is E[(target − D a) aᵀ] [h, f]: D + behind H⁻¹."""
+    return (down.double() + torch.linalg.solve(damped(gram), behind.double().t()).t()).to(down.dtype)
+
+
+def power(down: torch.Tensor, gram: torch.Tensor) -> float:
+    """Return the mean square, over tokens, of what D [h, f] gives."""
+    return float(((down.double() @ gram.double()) * down.double()).sum())
 
 
 def order(down: torch.Tensor, gram: torch.Tensor, count: int, groups: int = GROUPS) -> torch.Tensor:
@@ -59,9 +75,7 @@ def repaired(down: torch.Tensor, gram: torch.Tensor, kept: torch.Tensor) -> Rema
     fitted = torch.linalg.solve(h[kept][:, kept], h[kept] @ weights.t()).t()
     lost = weights.clone()
     lost[:, kept] -= fitted
-    plain = gram.double()
-    power = float((weights @ plain * weights).sum())
-    damage = float((lost @ plain * lost).sum()) / max(power, 1e-30)
+    damage = power(lost, gram) / max(power(weights, gram), 1e-30)
     return Remaining(kept, fitted.to(down.dtype), damage)
 
 

@@ -10,6 +10,7 @@ speaking (Net2Net): twins have the same gradients and stay twins under AdamW.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import torch
 from torch import nn
 
 from engine.errors import Unsupported
-from engine.plans.growth import SUPPORTED
+from engine.plans.growth import SUPPORTED, Room
+from engine.trainer import device as devices
 from engine.trainer.models import dense
 
 # Their blocks end in a norm, which would raise a small output to full size at once: its gain is zeroed in place.
@@ -58,16 +60,23 @@ class WideMLP(nn.Module):
             return y
         return y + self.down_proj(self.old.act_fn(self.gate_proj(x)) * self.up_proj(x)).to(y.dtype)
 
+    def joined(self, name: str, key: str, *, with_new: bool = True) -> torch.Tensor:
+        """Return weight or bias of a projection with the new neurons' behind the old ones', in the old dtype."""
+        old = getattr(self.old, name)
+        value = dense(old) if key == "weight" else getattr(old, key).detach()
+        if not with_new or (key == "bias" and name == "down_proj"):
+            return value
+        new = getattr(getattr(self, name), key).detach().to(value)
+        return torch.cat([value, new], 1 if name == "down_proj" else 0)
+
     def folded(self) -> Any:
         """Return the old MLP with the new neurons among its own."""
-        for name, axis in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
-            old, new = getattr(self.old, name), getattr(self, name)
-            weight = torch.cat([dense(old), new.weight.to(device=old.weight.device, dtype=dense(old).dtype)], axis)
-            one = nn.Linear(weight.shape[1], weight.shape[0], bias=old.bias is not None, device="meta")
-            one.weight = nn.Parameter(weight.detach(), requires_grad=False)
-            if old.bias is not None:
-                bias = old.bias if axis else torch.cat([old.bias, new.bias.to(old.bias)])
-                one.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            weight, biased = self.joined(name, "weight"), getattr(self.old, name).bias is not None
+            one = nn.Linear(weight.shape[1], weight.shape[0], bias=biased, device="meta")
+            one.weight = nn.Parameter(weight, requires_grad=False)
+            if biased:
+                one.bias = nn.Parameter(self.joined(name, "bias"), requires_grad=False)
             setattr(self.old, name, one)
         return self.old
 
@@ -99,6 +108,7 @@ class Grown:
         self._config = model.config.get_text_config()
         self._old_layers = list(self._decoder.layers)
         model.requires_grad_(False)
+        setattr(model, devices.MIXED, True)
         # On the CPU, so that every device grows the same model.
         generator = torch.Generator().manual_seed(seed)
         self._new_blocks: list[nn.Module] = []
@@ -127,6 +137,10 @@ class Grown:
                 layer.self_attn.layer_idx = number
                 layers.append(layer)
         self._decoder.layers = nn.ModuleList(layers)
+
+    def is_new(self, layer: Any) -> bool:
+        """Say whether a layer of the growing model was added."""
+        return any(layer is block for block in self._new_blocks)
 
     def new_parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters that were added, by their name in the growing model."""
@@ -167,12 +181,24 @@ class Grown:
         if self.growth.units:
             self._config.intermediate_size += self.growth.units
         self.model.requires_grad_(False)
+        setattr(self.model, devices.MIXED, False)
         return self.model
 
 
 def old_number(order: list[Any], number: int) -> int:
     """Return the number of the old layer that stands at `number` or before it."""
     return int(next(place for place in reversed(order[: number + 1]) if place != "new"))
+
+
+def room(model: Any) -> Room:
+    """Return what of a model decides how much it grows by; weights in 4 bits count whole."""
+    layers = model.get_decoder().layers
+    each = 0
+    for module in layers[0].modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            linear = name == "weight" and hasattr(module, "in_features")
+            each += module.in_features * module.out_features if linear else parameter.numel()
+    return Room(model.num_parameters(), each, len(layers), model.config.get_text_config().hidden_size)
 
 
 def check(model: Any) -> None:
@@ -193,17 +219,30 @@ def _set_depth(config: Any, chosen: list[int]) -> None:
         config.layer_types = [types[number] for number in chosen]
 
 
+def in_fp32(layer: Any, config: Any, *, with_new: bool = True) -> Any:
+    """Return a copy of a layer in fp32 as stock code has it: new neurons among the old ones, or left out."""
+    old, wide = dict(layer.named_modules()), layer.mlp if isinstance(layer.mlp, WideMLP) else None
+    width = layer.mlp.old.down_proj.in_features if wide else layer.mlp.down_proj.in_features
+    plain = copy.copy(config)
+    plain.intermediate_size = width + (wide.down_proj.in_features if wide and with_new else 0)
+    with torch.device(next(layer.parameters()).device):
+        made = type(layer)(plain, layer.self_attn.layer_idx)
+    made.float()
+    for name, module in made.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if wide and name.startswith("mlp."):
+                value = wide.joined(name.removeprefix("mlp."), key, with_new=with_new)
+            else:
+                value = dense(old[name]) if key == "weight" else getattr(old[name], key)
+            with torch.no_grad():
+                parameter.copy_(value)
+    return made.train(layer.training)
+
+
 def _identity_block(before: Any, config: Any, number: int) -> Any:
     """Return a block like `before`, in fp32, that gives what it is given: y = x + 0, bit for bit."""
-    with torch.device(next(before.parameters()).device):
-        block = type(before)(config, number)
-    mine = dict(block.named_modules())
-    for name, module in before.named_modules():
-        for key, parameter in module.named_parameters(recurse=False):
-            value = dense(module) if key == "weight" else parameter
-            with torch.no_grad():
-                getattr(mine[name], key).copy_(value)
-    block.float()
+    block = in_fp32(before, config)
+    block.self_attn.layer_idx = number
     with torch.no_grad():
         if config.model_type in POST_NORMED:
             for norm in POST_NORMS:
@@ -212,7 +251,7 @@ def _identity_block(before: Any, config: Any, number: int) -> Any:
             for layer in (block.self_attn.o_proj, block.mlp.down_proj):
                 for parameter in layer.parameters():
                     parameter.zero_()
-    return block.train(before.training)
+    return block
 
 
 def _widen_new(mlp: Any, units: int, generator: torch.Generator) -> None:

@@ -275,7 +275,7 @@ def test_a_model_folder_is_used_in_place_with_facts_from_its_headers(service: Se
         ("config.json", None, "has no config.json"),
         ("tokenizer.json", None, "has no tokenizer"),
         ("model.safetensors", "pytorch_model.bin", "pickles are not read"),
-        ("config.json", "adapter_config.json", "is an adapter without its base"),
+        ("config.json", "adapter_config.json", "is an adapter, not a model. Merge it into its base"),
     ],
 )
 def test_a_folder_that_cannot_be_trained_is_refused_with_the_remedy(
@@ -290,6 +290,26 @@ def test_a_folder_that_cannot_be_trained_is_refused_with_the_remedy(
     assert str(folder) in str(caught.value)
     assert service.base_models() == before
     assert files_of(service) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "named"),
+    [
+        ('{"base_model_name_or_path": "lab/base"}', ["its base is lab/base", "fusion-tui models add lab/base --name"]),
+        ('{"base_model_name_or_path": 5}', ["fusion-tui models add BASE --name"]),
+        ("[]", ["fusion-tui models add BASE --name"]),
+        ("no json", ["fusion-tui models add BASE --name"]),
+    ],
+)
+def test_an_adapter_alone_is_refused_with_the_way_to_merge_it_and_the_name_of_its_base(
+    service: Service, folder: Path, told: str, named: list[str]
+) -> None:
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text(told)
+    with pytest.raises(InvalidData) as caught:
+        service.add_model(str(folder), "mine")
+    for words in (*named, f"PeftModel.from_pretrained(BASE, '{folder}').merge_and_unload().save_pretrained(NEW)"):
+        assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -63,9 +63,8 @@ def check(made: Recommendation) -> None:
             assert math.isfinite(one.value)
             assert 0 < one.low <= one.value <= one.high, name  # type: ignore[operator]
             assert one.holds(one.value)
-    if made.type == "finetune":
-        resolved = HYPERPARAMS["finetune"].model_validate(made.hyperparams)
-        assert resolved.total_steps == made.steps
+    resolved = HYPERPARAMS[made.type].model_validate(made.hyperparams)
+    assert resolved.total_steps == made.steps
     check_notes(made)
 
 
@@ -186,7 +185,7 @@ def test_notes_and_numbers_agree_whatever_the_sizes(  # noqa: PLR0917  (hypothes
     model = ModelSize(params, hidden, family, positions) if hidden else ModelSize.of_params(params)
     made = recommend(model, data, type=type, full=full, micro_batch=micro)
     check(made)
-    assert micro is None or type == "train" or made.number("batch_size") <= micro
+    assert micro is None or made.number("batch_size") <= micro
 
 
 def test_the_rate_is_the_published_formula_at_the_reference_batch() -> None:
@@ -323,14 +322,16 @@ LLAMA_3_8B = {
 }
 
 
-def advise_for_card(service: Service, folder: Path, gigabytes: float, training_type: str = "lora") -> Advice:
+def advise_for_card(
+    service: Service, folder: Path, gigabytes: float, training_type: str = "lora", **kind: str
+) -> Advice:
     (folder / "config.json").write_text(json.dumps(LLAMA_3_8B))
     model = base_model(name="llama-3-8b", params=8_030_261_248, path=str(folder))
     rows = dataset(name="many", rows=100_000, bytes=100_000_000)
     with service.store.write() as db:
         catalog.add_base_model(db, model)
         catalog.add_dataset(db, rows)
-    asked = Asked(model, rows, training_type=training_type)
+    asked = Asked(model, rows, training_type=training_type, **kind)
     return advise(asked, lambda payload: planning.of_request(service.store.read(), payload, card_gb=gigabytes))
 
 
@@ -368,6 +369,30 @@ def test_where_nothing_fits_the_note_says_what_would(service: Service, tmp_path:
     check(advice.made)
 
 
+def test_growing_is_fitted_into_memory_too_the_mildest_way_first(service: Service, tmp_path: Path) -> None:
+    """On a large card nothing changes but the forward pass; on smaller ones the state, then the growth."""
+    advice = advise_for_card(service, tmp_path, 200, type="train")
+    assert advice.memory
+    assert advice.memory.plan.mode == "grow/none"
+    assert "growth_ratio" not in advice.made.values
+    check(advice.made)
+
+
+@pytest.mark.parametrize(("gigabytes", "changed"), [(80, {"optimizer"}), (24, {"growth_ratio"})])
+def test_growing_on_a_smaller_card_changes_what_has_to_be(
+    service: Service, tmp_path: Path, gigabytes: float, changed: set[str]
+) -> None:
+    advice = advise_for_card(service, tmp_path, gigabytes, type="train")
+    assert advice.memory
+    assert advice.memory.fits
+    assert changed <= advice.made.values.keys()
+    assert "as recommended otherwise, the job needs" in advice.made.notes[-1]
+    check(advice.made)
+    # As a request, it is planned to fit as well.
+    request = {"type": "train", "base_model_id": "llama-3-8b", "hyperparams": advice.made.hyperparams}
+    assert planning.of_request(service.store.read(), request, card_gb=gigabytes).fits
+
+
 # What is said of a rate that is far off -----------------------------------------------------------------------------
 
 
@@ -401,6 +426,17 @@ def test_a_rate_far_above_the_recommended_is_told_and_refused_where_asked_for(
     # The same request again is the same job, told once, whatever the care.
     assert not service.submit(request, careful=True).created
     assert len(jobs.events(service.store.read(), submission.job.id)) == 1 + said
+
+
+@pytest.mark.parametrize(("lr", "said"), [(2e-4, False), (1e-3, True), (0.9, True)])
+def test_a_rate_far_above_that_of_new_blocks_is_told_and_never_refused(
+    service: Service, tmp_path: Path, lr: float, said: bool
+) -> None:
+    add_model(service, tmp_path / "big")
+    request = request_for(type="train", base_model_id="big", dataset_id="long", hyperparams={"lr": lr})
+    submission = service.submit(request, careful=True)
+    assert bool(submission.advice) == said
+    assert not said or "times the recommended 0.0001; safe is 3.3e-05 to 2.0e-04" in submission.advice
 
 
 def test_outside_the_sizes_that_were_measured_no_rate_is_refused(service: Service, tmp_path: Path) -> None:

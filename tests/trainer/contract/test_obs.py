@@ -96,3 +96,27 @@ def test_few_or_nearly_all_neurons_may_go(count: int) -> None:
     if not count:
         # All but the damping.
         assert found.damage < 1e-4
+
+
+def test_one_loud_neuron_does_not_keep_the_others_from_making_up_for_those_that_go() -> None:
+    down, activations = layer(48, rank=12)
+    quiet = obs.remove(down, gram(activations), 24)
+    loud = activations.clone()
+    loud[0, 5] = 1e3 * activations.abs().max()
+    h = gram(loud)
+    found = obs.remove(down, h, 24)
+    assert 5 in found.kept.tolist()
+    # Judged on the tokens at which it does not shout.
+    assert loss(down, activations[1:], found) < 1.5 * loss(down, activations[1:], quiet) + 1e-3
+
+
+def test_what_is_aimed_at_is_the_output_that_is_nearest_to_the_target() -> None:
+    down, activations = layer(16)
+    wanted = torch.randn(6, 16, generator=torch.Generator().manual_seed(4))
+    missing = activations @ (wanted - down).t()
+    found = obs.aimed(down, gram(activations), missing.t() @ activations / len(activations))
+    left = activations @ (wanted - found).t()
+    assert left.square().mean() < 1e-2 * missing.square().mean()
+    assert obs.power(down, gram(activations)) == pytest.approx(
+        float((activations @ down.t()).square().sum(1).mean()), rel=1e-4
+    )

@@ -1,0 +1,63 @@
+"""Where a model comes from: the job that made it, and the models before it, back to one that was imported.
+
+The rule: it is read from the catalogue's own rows, so it holds as far back as these are kept; a job that was deleted
+leaves the model that it started from, and no type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from engine.catalog import AnyModel
+from store import catalog, jobs
+from store.catalog import Model
+from store.library import Database
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A model that another one was made from, and the job that made it: none for one that was imported."""
+
+    id: str
+    name: str
+    job_id: str | None = None
+    type: str | None = None
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A model's origin. `parents` begins with the model that its job started from; the last may be imported."""
+
+    job_id: str | None
+    type: str | None
+    parents: tuple[Ancestor, ...]
+
+    @property
+    def parent(self) -> Ancestor | None:
+        """The model that the job started from; None where it was removed."""
+        return self.parents[0] if self.parents else None
+
+
+def of_models(db: Database, models: Sequence[Model]) -> dict[str, Lineage]:
+    """Return the lineage of each of these models, by its id."""
+    own = catalog.models(db)
+    known: dict[str, AnyModel] = {base.id: base for base in catalog.base_models(db)}
+    known |= {one.id: one for one in own}
+    types = jobs.types(db, [one.job_id for one in [*models, *own] if one.job_id])
+    return {
+        model.id: Lineage(model.job_id, types.get(model.job_id or ""), _parents(model, known, types))
+        for model in models
+    }
+
+
+def _parents(model: Model, known: Mapping[str, AnyModel], types: Mapping[str, str]) -> tuple[Ancestor, ...]:
+    found: list[Ancestor] = []
+    child: AnyModel | None = model
+    while isinstance(child, Model) and len(found) < len(known):  # no row points in a circle, but a damaged one might
+        child = known.get(child.base_model_id)
+        if isinstance(child, Model):
+            found.append(Ancestor(child.id, child.name, child.job_id, types.get(child.job_id or "")))
+        elif child:
+            found.append(Ancestor(child.id, child.name))
+    return tuple(found)
