@@ -6,7 +6,7 @@ full fine-tuning, LoRA, and growth whose new weights alone learn, without and wi
 each, measured along the way, all on the same rows in the same order. The loss at equal gain is read off each frontier
 by linear interpolation in the logarithm of the perplexities.
 
-    python -m bench.grow [MODEL_FOLDER] [--rows FILE] [--steps 100] [--seq-len 256] [--only METHOD ...] [--json]
+    python -m bench.grow [MODEL_FOLDER] [--rows FILE] [--steps 32] [--seq-len 256] [--only METHOD ...] [--json]
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from engine.trainer.schedule import learning_rate
 from engine.trainer.step import train_step
 
 RATIO = 0.25
-JUDGED_OWN, HELD_OWN, OWN_LENGTH = 16, 64, 192
-JUDGED_ROWS = 50
+JUDGED_OWN, HELD_OWN, OWN_LENGTH = 12, 36, 192
+JUDGED_ROWS = 30
 LOOKS = 4  # along a run
 
 
@@ -62,11 +62,11 @@ class Method:
 
 
 METHODS = (
-    Method("full", (3e-5, 1e-4)),
+    Method("full", (1e-5, 3e-5)),
     Method("lora", (3e-4, 1e-3)),
-    Method("grown", (1e-3, 3e-3), grows=True),
-    Method("grown, retain 0.1", (1e-3, 3e-3), grows=True, retain=0.1),
-    Method("grown, retain 1", (1e-3, 3e-3), grows=True, retain=1.0),
+    Method("grown", (3e-4, 1e-3), grows=True),
+    Method("grown, retain 0.1", (3e-4, 1e-3), grows=True, retain=0.1),
+    Method("grown, retain 1", (3e-4, 1e-3), grows=True, retain=1.0),
 )
 
 
@@ -229,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a model folder; left out: SmolLM2-135M")
     parser.add_argument("--rows", type=Path, default=STARTER_ROWS)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--only", nargs="*", metavar="METHOD", help="the beginning of methods' names")
     parser.add_argument("--json", action="store_true")

@@ -203,6 +203,16 @@ def numbers(found: Sequence[int]) -> str:
     return ", ".join(f"{part[0]}–{part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in stretches)
 
 
+def layers(found: Sequence[int]) -> str:
+    """Return `layer 4`, `layers 4, 7–12`."""
+    return f"layer{'s' if len(found) != 1 else ''} {numbers(found)}"
+
+
+def _hold(what: Mapping[str, Any]) -> str:
+    # The hold of a run in a chain says itself that it waits.
+    return what["why"] if what["why"].startswith("after:") else f"waits (because {what['why']})"
+
+
 def _diagnose(what: Mapping[str, Any]) -> str:
     added = growth(len(what["blocks"]), what["units"], what["planned"] / what["params"])
     behind = f", new layers behind {numbers(what['blocks'])}" if what["blocks"] else ""
@@ -210,8 +220,8 @@ def _diagnose(what: Mapping[str, Any]) -> str:
 
 
 def _contract(what: Mapping[str, Any]) -> str:
-    lose = "layers {} go" if what["layout"] == "depth" else "layers {} lose neurons"
-    return f"layout {what['layout']}: {lose.format(numbers(what['layers']))}"
+    verbs = ("goes", "go") if what["layout"] == "depth" else ("loses neurons", "lose neurons")
+    return f"layout {what['layout']}: {layers(what['layers'])} {verbs[len(what['layers']) != 1]}"
 
 
 def _grow(what: Mapping[str, Any]) -> str:
@@ -236,6 +246,7 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "early_stop": lambda what: f"stopped early at step {what['step']}: the best was step {what['best_step']}",
     "rollback": lambda what: f"back to step {what['step']} with {what['lr_scale']:g} of the learning rate",
     "advice": lambda what: str(what["text"]),
+    "hold": _hold,
     "diagnose": _diagnose,
     "grow": _grow,
     "cycle": _cycle,
@@ -250,7 +261,7 @@ def event(entry: Event) -> str:
         try:
             aside = "comparison without growth: " if "of" in payload else ""
             return clean(aside + _SENTENCES[entry.kind](payload))
-        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError):
             pass
     if entry.kind == "state":
         before, after = payload.pop("from", None), payload.pop("to", "?")

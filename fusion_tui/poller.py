@@ -25,9 +25,7 @@ INTERVAL_S = 0.4
 DEVICES_EVERY_S = 2.0
 JOBS_SHOWN = 500
 RUNS_KEPT = 8
-# The phases whose steps are the run's own, and those beside them that are drawn: the comparison's, and layers.
-OWN = ("train", "eval")
-ASIDE = ("ungrown", "ungrown_eval", "prune")
+OWN = ("train", "eval")  # the phases whose steps are the run's own
 # How long a look waits for a locked store: less than the store's own patience, so that the app can say so and be left.
 PATIENCE_S = 0.5
 
@@ -240,8 +238,8 @@ class Poller:
 
     def _forget(self, job_id: str) -> None:
         self._views.pop(job_id, None)
-        for phases in (OWN, ASIDE):
-            self._curves.pop((job_id, phases), None)
+        for key in [key for key in self._curves if key[0] == job_id]:
+            del self._curves[key]
 
     def _read_view(self, job_id: str, before: RunView | None) -> RunView:
         job = self._service.job(job_id)
@@ -253,7 +251,7 @@ class Poller:
         return RunView(
             job=job,
             points=self._points(job, resumes, OWN),
-            aside=self._points(job, resumes, ASIDE),
+            aside=self._points(job, resumes, _aside(job)),
             logs=logs[-LOG_LINES:] if len(logs) > LOG_LINES else logs,
             events=events,
             checkpoints=old.checkpoints if checkpoints == old.checkpoints else checkpoints,
@@ -282,3 +280,10 @@ class Poller:
 
     def _was_cut(self, job_id: str, known: tuple[Point, ...]) -> bool:
         return bool(known) and self._service.latest_step(job_id) < known[-1].step
+
+
+def _aside(job: Job) -> tuple[str, ...]:
+    """Return the phases beside its own that are drawn of a run; of most none, for asking costs a look at every row."""
+    if job.type == "contract":
+        return ("prune",)
+    return ("ungrown", "ungrown_eval") if job.hyperparams.get("compare_ungrown") else ()

@@ -232,7 +232,7 @@ def _layout(result: Mapping[str, Any]) -> str:
     healed = result.get("healed_steps")
     parts = [
         fmt.clean(str(result["layout"])),
-        f"layers {fmt.numbers(result['layers'])}" if result.get("layers") else "",
+        fmt.layers(result["layers"]) if result.get("layers") else "",
         f"parameter ratio {result['param_ratio']:.3f}" if _is_number(result.get("param_ratio")) else "",
         f"healed for {fmt.plural(healed, 'step')}" if healed else "not healed",
     ]

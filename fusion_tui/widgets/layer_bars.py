@@ -31,10 +31,11 @@ def draw_layers(layers: Layers, width: int, height: int) -> Text:
     cell = min(WIDEST, room // max(len(values), 1))
     top = max((value for value in values if value is not None), default=0.0) or 1.0
     rows = height - 1 - bool(signs)
+    highest = fmt.number(top) if len(fmt.number(top)) <= LABEL - 2 else f"{top:.0e}"
     colors = [EVAL if place in signs else SMOOTHED for place in range(len(values))]
     lines = []
     for row in reversed(range(rows)):
-        label = {rows - 1: fmt.number(top, 3), 0: "0"}.get(row, "")
+        label = {rows - 1: highest, 0: "0"}.get(row, "")
         line = Text(f"{label:>{LABEL - 2}}{'┤' if label else '│'} ", style="dim")
         for value, color in zip(values, colors, strict=True):
             filled = 0 if value is None else max(1, math.ceil(8 * rows * max(value, 0.0) / top))

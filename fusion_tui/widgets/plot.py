@@ -83,7 +83,7 @@ def _scale(plt: Any, curve: Curve, look: Look, width: int, height: int) -> float
     low, high = _span(min(ys), max(ys))
     plt.ylim(low, high)
     ticks = (_log_ticks if look.log_y else _ticks)(low, high, max(3, height // 4))
-    plt.yticks(ticks, [fmt.number(10**tick if look.log_y else tick, 3) for tick in ticks])
+    plt.yticks(ticks, [_y_label(10**tick if look.log_y else tick) for tick in ticks])
     return high
 
 
@@ -111,6 +111,10 @@ def _log_ticks(low: float, high: float, wanted: int) -> list[float]:
     factors = (1, 2, 5) if high - low <= wanted / 3 else (1,)
     ticks = [power + math.log10(m) for power in range(math.floor(low), math.ceil(high) + 1) for m in factors]
     return [tick for tick in ticks if low <= tick <= high]
+
+
+def _y_label(value: float) -> str:
+    return fmt.number(value, 3) if not value or abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def _x_label(value: float, axis: str) -> str:

@@ -64,7 +64,7 @@ def _progress(view: RunView, width: int) -> Text:
     job = view.job
     newest = next((point for point in reversed(view.points) if point.phase == "train"), None)
     parts = [fmt.how_far(job)]
-    if not job.finished:
+    if not job.finished and job.eta_s is not None:
         parts.append(f"ETA {fmt.eta(job, view.evidence)}")
     if newest and newest.throughput:
         parts.append(f"{fmt.count(newest.throughput)} tok/s")

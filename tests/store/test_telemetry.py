@@ -68,6 +68,14 @@ def test_forgetting_after_a_step_keeps_that_step_and_other_jobs(store: Store, jo
     assert len(telemetry.points(store.read(), other)) == 5
 
 
+def test_forgetting_keeps_the_points_of_phases_that_count_other_things(store: Store, job: str) -> None:
+    beside = [Point(step, phase, 0.0, loss=1.0) for step in (2, 9) for phase in ("prune", "ungrown", "ungrown_eval")]
+    with store.write() as db:
+        telemetry.add_points(db, job, 1, [train(1), evaluated(1), train(5), evaluated(5), *beside])
+        telemetry.forget_after(db, job, 1)
+    assert telemetry.points(store.read(), job) == [evaluated(1), train(1), *beside]
+
+
 def test_the_latest_point_of_each_job_is_its_newest_training_point(store: Store, job: str) -> None:
     with store.write() as db:
         other, silent = new_job(db).id, new_job(db).id

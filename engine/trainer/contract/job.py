@@ -194,6 +194,7 @@ def prune(work: Work, model: Any, found: Layout, texts: Texts) -> dict[int, Phas
     def known(number: int) -> Remaining | None:
         return on_device(remaining(done[number]), work.device) if number in done else None
 
+    tell_again(work, done)
     say()
     if len(done) < len(names):
         sweep.contract(model, texts.calibration, found.counts, work.device, known=known, tell=tell)
@@ -205,6 +206,12 @@ def prune(work: Work, model: Any, found: Layout, texts: Texts) -> dict[int, Phas
 def point(number: int, damage: float) -> dict[str, Any]:
     """Return the telemetry of a layer, from 0; its step counts from 1."""
     return {"step": number + 1, "phase": "prune", "ts": time.time(), "loss": damage}
+
+
+def tell_again(work: Work, done: dict[int, Phase]) -> None:
+    """Report the layers that are done: a resume made void what was told of them."""
+    if done:
+        work.reporter.points([point(number, phase.facts["damage"]) for number, phase in done.items()])
 
 
 def on_device(left: Remaining, device: torch.device) -> Remaining:
@@ -245,7 +252,7 @@ def heal(work: Work, run: Run, pruned: dict[int, Phase]) -> LoopState:
     work.reporter.state("running", "healing")
     state = loop.resume(run)
     # Where steps begin anew, points beyond them are void; those of the layers stand.
-    work.reporter.points([point(number, phase.facts["damage"]) for number, phase in pruned.items()])
+    tell_again(work, pruned)
     loop.begin(run, state)
     if state.baseline_loss is None:
         found = loop.evaluate_now(run, state, "measuring how far it is from the original")

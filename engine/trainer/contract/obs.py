@@ -36,12 +36,6 @@ def damped(gram: torch.Tensor) -> torch.Tensor:
     return h + DAMPING * usual.clamp_min(1e-12) * torch.eye(len(h), dtype=h.dtype, device=h.device)
 
 
-def aimed(down: torch.Tensor, gram: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
-    """Return the D [h, f] whose output is nearest to D a and what that is behind of a target besides, of which `behind`
-    is E[(target − D a) aᵀ] [h, f]: D + behind H⁻¹."""
-    return (down.double() + torch.linalg.solve(damped(gram), behind.double().t()).t()).to(down.dtype)
-
-
 def power(down: torch.Tensor, gram: torch.Tensor) -> float:
     """Return the mean square, over tokens, of what D [h, f] gives."""
     return float(((down.double() @ gram.double()) * down.double()).sum())
