@@ -43,7 +43,8 @@ def test_a_stop_whose_note_cannot_be_written_is_signalled_once(
     eventually(lambda: supervisor.tick() or service.job(job_id).step >= 5, what="some steps")
     # Stopped, so that it cannot end before the refusals are over.
     worker = evidence.worker(attempts.of_job(service.store.read(), job_id)[-1])
-    assert worker and real(worker, signal.SIGSTOP, group=True)
+    assert worker
+    assert real(worker, signal.SIGSTOP, group=True)
     service.cancel(job_id)
 
     def refuse(*arguments: Any, **columns: Any) -> int:
