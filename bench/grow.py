@@ -6,7 +6,7 @@ full fine-tuning, LoRA, and growth whose new weights alone learn, without and wi
 each, measured along the way, all on the same rows in the same order. The loss at equal gain is read off each frontier
 by linear interpolation in the logarithm of the perplexities.
 
-    python -m bench.grow [MODEL_FOLDER] [--rows FILE] [--steps 32] [--seq-len 256] [--only METHOD ...] [--json]
+    python -m bench.grow [MODEL_FOLDER] [--rows FILE] [--steps 33] [--seq-len 128] [--only METHOD ...] [--json]
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from engine.trainer.schedule import learning_rate
 from engine.trainer.step import train_step
 
 RATIO = 0.25
-JUDGED_OWN, HELD_OWN, OWN_LENGTH = 12, 36, 192
-JUDGED_ROWS = 30
-LOOKS = 4  # along a run
+JUDGED_OWN, HELD_OWN, OWN_LENGTH = 10, 32, 160
+JUDGED_ROWS = 24
+LOOKS = 3  # along a run
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a model folder; left out: SmolLM2-135M")
     parser.add_argument("--rows", type=Path, default=STARTER_ROWS)
-    parser.add_argument("--steps", type=int, default=32)
-    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=33)
+    parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--only", nargs="*", metavar="METHOD", help="the beginning of methods' names")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()

@@ -19,6 +19,8 @@ from tests.supervised import Supervised
 
 # Two training processes that each take both cores slow each other many times over; CI has two.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,7 @@ def test_the_merged_model_answers_with_stock_transformers_and_the_adapter_gives_
     assert float((logits[0] - logits[1]).detach().abs().max()) < 0.1
 
 
+@pytest.mark.slow  # on tiny weights the chain of runs does the same
 def test_the_finished_model_can_be_trained_again(shell: Shell, job: dict[str, object]) -> None:
     settings = ["--set", "steps=1", "--set", "seq_len=128", "--set", "output_name=again"]
     again = shell.json(
