@@ -1,9 +1,9 @@
-"""Planned against measured: the peak memory of LoRA, QLoRA and full fine-tunes, each a real run in its own process.
+"""Planned against measured: the peak memory of fine-tunes and growth, each a real run in its own process.
 
 Measured is the resident peak on the CPU and the reserved peak, context included, on a card. Without a model folder it
 takes SmolLM2-135M from the package that the tests use.
 
-    python -m bench.memory_plan [MODEL_FOLDER] [--modes lora qlora full] [--checkpointing none full]
+    python -m bench.memory_plan [MODEL_FOLDER] [--modes lora qlora full grow qgrow] [--checkpointing none full]
                                 [--seq-len 1024] [--batch-size 1] [--steps 5] [--json]
 """
 
@@ -29,6 +29,8 @@ MODES: dict[str, dict[str, Any]] = {
     "lora": {},
     "qlora": {"load_in_4bit": True},
     "full": {"training_type": "full", "lr": 1e-5},
+    "grow": {"growth_ratio": 0.25},
+    "qgrow": {"growth_ratio": 0.25, "load_in_4bit": True},
 }
 ROWS = 200  # enough to fill the sequences; more would only lengthen the evaluations
 
@@ -50,9 +52,9 @@ def smollm2() -> str:
 
 
 def run(service: Service, supervisor: Supervisor, settings: dict[str, Any]) -> dict[str, Any]:
-    """Carry out one fine-tune and return what was planned and measured, in bytes."""
+    """Carry out one run and return what was planned and measured, in bytes."""
     request = {
-        "type": "finetune",
+        "type": "train" if "growth_ratio" in settings else "finetune",
         "idempotency_key": f"bench-{time.monotonic_ns()}",
         "base_model_id": "model",
         "dataset_id": "rows",
@@ -79,6 +81,14 @@ def run(service: Service, supervisor: Supervisor, settings: dict[str, Any]) -> d
     }
 
 
+def settings_of(settings: dict[str, Any], mode: str) -> dict[str, Any]:
+    """Return what a run of `mode` is asked for; a train job counts its steps by cycles."""
+    if "growth_ratio" not in MODES[mode]:
+        return {**settings, **MODES[mode]}
+    shared = {key: value for key, value in settings.items() if key not in ("steps", "lora_rank")}
+    return {**shared, "cycles": 1, "steps_per_cycle": settings["steps"], **MODES[mode]}
+
+
 def measure(model: str, modes: list[str], checkpointing: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     """Run every mode with every level of checkpointing; return the device and the rows of the table."""
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +100,7 @@ def measure(model: str, modes: list[str], checkpointing: list[str], settings: di
         supervisor = Supervisor(service)
         try:
             done = [
-                run(service, supervisor, {**settings, **MODES[mode], "gradient_checkpointing": level})
+                run(service, supervisor, {**settings_of(settings, mode), "gradient_checkpointing": level})
                 for mode, level in itertools.product(modes, checkpointing)
             ]
         finally:

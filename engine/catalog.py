@@ -94,10 +94,15 @@ def need_entries(db: Database, job: Job, *, model: bool = True) -> None:
             ) from None
 
 
-def need_free_name(db: Database, name: str) -> None:
-    """Raise InvalidRequest where a model, or the output of an unfinished job, is called `name` already."""
-    user = next((f"the model {name} is there" for one in _models(db) if one.name == name), None)
-    user = user or next((f"the run {job.name} makes it" for job in _unfinished(db) if makes(job) == name), None)
+def need_free_name(db: Database, name: str, *, besides: Sequence[str] = ()) -> None:
+    """Raise InvalidRequest where a model, or the output of an unfinished job, is called `name` already.
+
+    `besides` are the ids of a job and of its model, which may be called so.
+    """
+    models = (one for one in _models(db) if one.id not in besides and one.name == name)
+    user = next((f"the model {name} is there" for _ in models), None)
+    makers = (job for job in _unfinished(db) if job.id not in besides and makes(job) == name)
+    user = user or next((f"the run {job.name} makes it" for job in makers), None)
     if user:
         message = f"'{name}' is taken already: {user}. Choose another name, or leave it out"
         raise InvalidRequest([Fault(("hyperparams", "output_name"), message, "taken")])

@@ -122,9 +122,8 @@ def awaits_model(job: Job) -> bool:
 
 
 def awaits_in_vain(db: Database, job: Job) -> bool:
-    """Say whether the job before this one has failed or was cancelled."""
-    before = jobs.state_of(db, job.after_id) if job.after_id else None
-    return before in (states.FAILED, states.CANCELLED)
+    """Say whether the job before this one, or one for which that waits itself, has failed or was cancelled."""
+    return jobs.stopped_before(db, job.after_id) is not None
 
 
 def maker_of(db: Database, model_id: str) -> str | None:
@@ -138,10 +137,11 @@ def maker_of(db: Database, model_id: str) -> str | None:
 def need_predecessor(db: Database, job: Job) -> None:
     """Raise EngineError where what this job needs of the one before it is not coming any more.
 
-    That one was deleted before it had made its model; or it is completed, and its model is gone. Of a job that was
-    started once nothing is asked: it had all that then.
+    That one was deleted before it had made its model; or it is completed, and its model is gone. A job with a model of
+    its own needs nothing: what it waits for is deleted only when it is completed (`need_unawaited`). Nor does one that
+    was started once: it had all that then.
     """
-    if job.after_id is None or job.fence:
+    if job.after_id is None or job.fence or not awaits_model(job):
         return
     if any(model.id == output_id(job.after_id) for model in entries.models(db)):
         return
@@ -151,7 +151,7 @@ def need_predecessor(db: Database, job: Job) -> None:
             f"The job that {job.name} was to start after was deleted before it was completed. Submit that one again, "
             "and this one after it."
         )
-    if awaits_model(job) and jobs.hold_after(db, job.after_id) is None:
+    if jobs.hold_after(db, job.after_id) is None:
         raise EngineError(
             f"The model of the job {name}, which {job.name} starts from, was removed. Submit that one again, and this "
             "one after it."
@@ -159,9 +159,11 @@ def need_predecessor(db: Database, job: Job) -> None:
 
 
 def need_again(db: Database, job: Job) -> None:
-    """Raise Conflict where a job cannot be queued again: what it reads, or the job before it, is gone."""
+    """Raise Conflict where a job cannot be queued again: what it reads, or the job before it, is gone, or another one
+    took the name of its model."""
     try:
         need_predecessor(db, job)
+        catalog.need_free_name(db, catalog.makes(job), besides=(job.id, output_id(job.id)))
     except EngineError as error:
         raise Conflict(str(error)) from None
     catalog.need_entries(db, job, model=not (awaits_model(job) and jobs.hold_after(db, job.after_id)))

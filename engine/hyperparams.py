@@ -128,7 +128,7 @@ class TrainHyperparams(LoopHyperparams):
     lr: float = Field(1e-4, gt=0, le=1, description="Peak learning rate.")
     seq_len: int = Field(256, ge=16, le=1_048_576, description="Tokens per packed sequence.")
     growth_ratio: float = Field(
-        0.5, gt=0, le=4, description="New parameters for each old one; left out, what fits the device, at most 0.5."
+        0.5, gt=0, le=4, description="New parameters for each old one; left out, what fits what is free, at most 0.5."
     )
     growth_shape: Literal["depth", "width", "auto"] = Field(
         "auto", description="New layers, wider MLPs, or a layer for every four and the rest as width."

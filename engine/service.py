@@ -33,7 +33,7 @@ from store import keys as key_rows
 from store.catalog import BaseModel, Dataset, Model
 from store.jobs import Event, Job
 from store.keys import Key
-from store.telemetry import Checkpoint, LogLine, Point
+from store.telemetry import OWN, Checkpoint, LogLine, Point
 
 if TYPE_CHECKING:
     from engine.data.inspection import Inspection
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from engine.plans.planning import MemoryReport
 
 __all__ = [
+    "OWN",
     "AnyModel",
     "BaseModel",
     "Checkpoint",
@@ -160,11 +161,11 @@ class Service:
         return job_rows.count(self.store.read())
 
     def points(self, job_id: str, *, since_step: int = -1, phase: str | None = None) -> list[Point]:
-        """Return telemetry points with a step above `since_step`, in order; phase `eval` holds eval losses."""
+        """Return telemetry points newer than `since_step`, in order, as `telemetry.points` says."""
         return telemetry.points(self.store.read(), job_id, since_step=since_step, phase=phase)
 
     def latest_step(self, job_id: str) -> int:
-        """Return the highest step with a point, or -1."""
+        """Return the highest of a job's own steps with a point, or -1; see `telemetry.latest_step`."""
         return telemetry.latest_step(self.store.read(), job_id)
 
     def latest_points(self, job_ids: list[str]) -> dict[str, Point]:

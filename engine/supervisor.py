@@ -152,9 +152,10 @@ class Supervisor:
             raise failure
 
     def busy(self) -> bool:
-        """Say whether anything is queued or has a worker."""
+        """Say whether anything has a worker or is queued, what waits for a failed or cancelled run left out."""
         counts = self.service.job_counts()
-        return any(counts.get(state) for state in (states.QUEUED, states.PREEMPTED, *states.ACTIVE))
+        at_work = any(counts.get(state) for state in (states.PREEMPTED, *states.ACTIVE))
+        return at_work or jobs.is_any_hopeful(self._store.read())
 
     # Room ---------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,6 @@ INTERVAL_S = 0.4
 DEVICES_EVERY_S = 2.0
 JOBS_SHOWN = 500
 RUNS_KEPT = 8
-OWN = ("train", "eval")  # the phases whose steps are the run's own
 # How long a look waits for a locked store: less than the store's own patience, so that the app can say so and be left.
 PATIENCE_S = 0.5
 
@@ -266,7 +265,8 @@ class Poller:
         """Return the whole curve of some phases, reading only its end unless the run was resumed since."""
         curve = self._curves.get((job.id, phases), _Curve())
         known = curve.points
-        if (curve.fence, curve.resumes) != (job.fence, resumes) or self._was_cut(job.id, known):
+        cut = phases == OWN and self._was_cut(job.id, known)
+        if cut or (curve.fence, curve.resumes) != (job.fence, resumes):
             known = ()
         # The last step is read again: its evaluation and its training point may come in different transactions.
         since = known[-1].step - 1 if known else -1

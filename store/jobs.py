@@ -226,20 +226,50 @@ def types(db: Database, job_ids: Sequence[str]) -> dict[str, str]:
 
 def hold_after(db: Database, job_id: str | None) -> str | None:
     """Return the hold of a job that starts after `job_id`; None where it need not wait for it."""
-    row = first_row(db, "SELECT id, name, state FROM jobs WHERE id = ?", [job_id])
+    row = _waited_for(db, job_id)
     if row is None or row["state"] == states.COMPLETED:
         return None
-    if row["state"] in (states.FAILED, states.CANCELLED):
-        verb = "failed" if row["state"] == states.FAILED else "was cancelled"
-        return f"{AFTER}: {row['name']} {verb}; retry it ({row['id'][:8]}), or cancel this run"
+    if stopped := stopped_before(db, job_id):
+        verb = "failed" if stopped["state"] == states.FAILED else "was cancelled"
+        return f"{AFTER}: {stopped['name']} {verb}; retry it ({stopped['id'][:8]}), or cancel this run"
     word = "running" if row["state"] in states.ACTIVE else row["state"]
     return f"{AFTER}: waits for {row['name']} ({word})"
 
 
+def _waited_for(db: Database, job_id: str | None) -> Mapping[str, Any] | None:
+    return first_row(db, "SELECT id, name, state, after_id FROM jobs WHERE id = ?", [job_id])
+
+
+def stopped_before(db: Database, job_id: str | None) -> Mapping[str, Any] | None:
+    """Return the failed or cancelled job (id, name, state) for which all wait that start after `job_id`: that one, or
+    the nearest of those for which it waits itself. None where there is none."""
+    row = _waited_for(db, job_id)
+    while row is not None and row["state"] == states.QUEUED:
+        row = _waited_for(db, row["after_id"])
+    return row if row and row["state"] in (states.FAILED, states.CANCELLED) else None
+
+
+def is_any_hopeful(db: Database) -> bool:
+    """Say whether a queued job can start, now or when what is under way has ended.
+
+    One for which those behind it wait is enough, so of a chain only the first queued job has to be looked at.
+    """
+    sql = (
+        "SELECT 1 FROM jobs WHERE state = 'queued' AND (after_id IS NULL OR NOT EXISTS (SELECT 1 FROM jobs AS earlier "
+        "WHERE earlier.id = jobs.after_id AND earlier.state IN ('queued', 'failed', 'cancelled'))) LIMIT 1"
+    )
+    return first_row(db, sql) is not None
+
+
 def _tell_followers(db: Database, job_id: str) -> None:
+    """Renew the holds of the queued jobs that start after this one, and of those that start after them."""
     waiting = "state = 'queued' AND after_id = ?"
-    if first_row(db, f"SELECT 1 FROM jobs WHERE {waiting} LIMIT 1", [job_id]):  # noqa: S608
-        db.conn.execute(f"UPDATE jobs SET hold = ? WHERE {waiting}", [hold_after(db, job_id), job_id])  # noqa: S608
+    told = [job_id]
+    for before in told:
+        found = all_rows(db, f"SELECT id FROM jobs WHERE {waiting}", [before])  # noqa: S608
+        if found:
+            db.conn.execute(f"UPDATE jobs SET hold = ? WHERE {waiting}", [hold_after(db, before), before])  # noqa: S608
+            told += [row["id"] for row in found]
 
 
 def transition(

@@ -16,6 +16,7 @@ from store.db import all_rows, insert, tuples
 from store.library import Database
 
 LOG_LINES_KEPT = 2000
+OWN = ("train", "eval")  # the phases whose steps are a job's own; each other one counts something of its own
 
 
 class Point(NamedTuple):
@@ -69,6 +70,7 @@ class Checkpoint:
     pinned: bool = False
 
 
+_OF_OWN = f"phase IN ({', '.join(map(repr, OWN))})"
 _POINT_SQL = ", ".join(Point._fields)
 _POINT_MARKS = ", ".join("?" * (2 + len(Point._fields)))
 _POINT_INSERT = f"INSERT OR REPLACE INTO metrics (job_id, fence, {_POINT_SQL}) VALUES ({_POINT_MARKS})"  # noqa: S608
@@ -88,21 +90,37 @@ def forget_after(db: Database, job_id: str, step: int, *, fence: int | None = No
     """
     if not fences.holds(db, job_id, fence):
         return 0
-    sql = "DELETE FROM metrics WHERE job_id = ? AND step > ? AND phase IN ('train', 'eval')"
+    sql = f"DELETE FROM metrics WHERE job_id = ? AND step > ? AND {_OF_OWN}"  # noqa: S608
     return db.conn.execute(sql, [job_id, step]).rowcount
 
 
 def points(db: Database, job_id: str, *, since_step: int = -1, phase: str | None = None) -> list[Point]:
-    """Return points with a step above `since_step`, by step, eval before train at the same step."""
+    """Return points with a step above `since_step`, by step, eval before train at the same step.
+
+    Of no phase in particular, those of other phases than `OWN` come with `since_step` below 0 alone, for their numbers
+    are no later or earlier than the job's own steps; of a job without such steps they are all there is.
+    """
     where, values = (" AND phase = ?", [phase]) if phase else ("", [])
+    if not phase and since_step >= 0 and _has_own_steps(db, job_id):
+        where = f" AND {_OF_OWN}"
     sql = f"SELECT {_POINT_SQL} FROM metrics WHERE job_id = ? AND step > ?{where} ORDER BY step, phase"  # noqa: S608
     return [Point._make(row) for row in tuples(db, sql, [job_id, since_step, *values])]
 
 
 def latest_step(db: Database, job_id: str) -> int:
-    """Return the highest step with a point, or -1."""
-    ((step,),) = tuples(db, "SELECT max(step) FROM metrics WHERE job_id = ?", [job_id])
-    return -1 if step is None else int(step)
+    """Return the highest of the job's own steps with a point, of a job without such steps that of any; else -1."""
+    where = f" AND {_OF_OWN}" if _has_own_steps(db, job_id) else ""
+    rows = tuples(db, f"SELECT step FROM metrics WHERE job_id = ?{where} ORDER BY step DESC LIMIT 1", [job_id])  # noqa: S608
+    return int(rows[0][0]) if rows else -1
+
+
+def _has_own_steps(db: Database, job_id: str) -> bool:
+    """Say whether a job makes optimiser steps: it is to make some, or has made one."""
+    sql = (
+        "SELECT EXISTS (SELECT 1 FROM jobs WHERE id = ?1 AND total_steps > 0) "  # noqa: S608
+        f"OR EXISTS (SELECT 1 FROM metrics WHERE job_id = ?1 AND {_OF_OWN})"
+    )
+    return bool(tuples(db, sql, [job_id])[0][0])
 
 
 def latest_points(db: Database, job_ids: Iterable[str]) -> dict[str, Point]:

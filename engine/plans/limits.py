@@ -39,6 +39,7 @@ def settle(settings: Hyperparams, folder: Path, family: str) -> Hyperparams:
         asked = settings.num_layers_to_contract if "num_layers_to_contract" in settings.model_fields_set else None
         touched = contraction.layers_touched(asked, shape.layers)
         settings = settings.model_copy(update={"num_layers_to_contract": touched})
+        _need_even(settings, shape)
         _need_remains(settings, shape)
     return settings
 
@@ -60,6 +61,13 @@ def _need_supported(type: str, field: str, folder: Path, family: str) -> None:
             f"a model of the type '{found}' cannot be {DONE_TO[type]} yet; these can: {', '.join(growth.SUPPORTED)}"
         )
         raise InvalidRequest([Fault((field,), f"{message}. A finetune job adapts any model", ARCHITECTURE)])
+
+
+def _need_even(settings: ContractHyperparams, shape: Shape) -> None:
+    """Raise InvalidRequest where every layer is to be left as wide as the next, and they differ already."""
+    if settings.layout == "uniform" and shape.uneven:
+        message = "the layers of this model differ in width already, so it cannot be uniform: use targeted or depth"
+        raise InvalidRequest([Fault(("hyperparams", "layout"), message)])
 
 
 def _need_remains(settings: ContractHyperparams, shape: Shape) -> None:

@@ -43,6 +43,7 @@ class Shape:
     linears: tuple[tuple[int, int], ...]
     embedding: int  # tokens, and positions where they are learned
     other: int  # norms and biases
+    uneven: bool = False  # the MLPs differ in width, and `mlp` is what they have on average
 
     @property
     def query(self) -> int:
@@ -171,7 +172,9 @@ def of_config(config: Mapping[str, Any]) -> Shape:
     layers, vocab = _number(config, "num_hidden_layers"), _number(config, "vocab_size")
     kv_heads = _number(config, "num_key_value_heads", family.kv_heads or heads, null=heads)
     head_dim = _number(config, "head_dim", family.head_dim or max(1, hidden // heads))
+    widths = _widths(config, layers)
     mlp = _number(config, "intermediate_size", 4 * hidden if name == "gpt2" else None)
+    mlp = round(sum(widths) / layers) if widths else mlp
     tied = config.get("tie_word_embeddings")
     positions = _number(config, "max_position_embeddings") if name == "gpt2" else 0
     shape = Shape(
@@ -194,6 +197,7 @@ def of_config(config: Mapping[str, Any]) -> Shape:
         linears=_linears(family, hidden, heads * head_dim, kv_heads * head_dim, mlp),
         embedding=(vocab + positions) * hidden,
         other=0,
+        uneven=len(set(widths)) > 1,
     )
     return replace(shape, other=_other(config, family, shape))
 
@@ -207,6 +211,15 @@ def _number(config: Mapping[str, Any], key: str, default: int | None = None, *, 
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ShapeUnknown(f"{key} is {value!r}, not a positive whole number.")
     return value
+
+
+def _widths(config: Mapping[str, Any], layers: int) -> list[int]:
+    """Return the MLP's width in each layer, where a contract job of layout targeted left them different; else none."""
+    widths = config.get("mlp_widths") or []
+    if isinstance(widths, list) and all(type(width) is int and width > 0 for width in widths):
+        if len(widths) in (0, layers):
+            return widths
+    raise ShapeUnknown(f"mlp_widths does not give one positive whole number for each of the {layers} layers.")
 
 
 def _linears(family: _Family, hidden: int, query: int, key_value: int, mlp: int) -> tuple[tuple[int, int], ...]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from engine.hyperparams import Hyperparams
 
 RUNS_REMEMBERED = 5
-# New parameters for each old one, where the request leaves that open: the first of these that the device can hold.
+# New parameters for each old one, where the request leaves that open: the first of these that fits.
 RATIOS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 # Main memory gives way a little: caches are dropped and idle pages swapped. A card's does not.
 CPU_SHORTAGE = 0.1
@@ -136,17 +136,20 @@ def _planned(db: Database, shape: Shape, settings: Hyperparams, device: Device) 
 
 
 def fitted(db: Database, shape: Shape, settings: Hyperparams, device: Device) -> Hyperparams:
-    """Return the settings with the growth that was left open: the most, up to 0.5, that the device could hold alone.
+    """Return the settings with the growth that was left open: the most, up to 0.5, that fits what is free now.
 
-    Where even the least of it does not fit, 0.5, of which the plan then says what would.
+    Where none does, the most that the device could hold alone; where it cannot hold even the least, 0.5, of which the
+    plan then says what would.
     """
     from engine.hyperparams import TrainHyperparams
 
     if not isinstance(settings, TrainHyperparams) or "growth_ratio" in settings.model_fields_set:
         return settings
     tried = [settings.model_copy(update={"growth_ratio": ratio}) for ratio in RATIOS]
-    holds = (one for one in tried if _verdict(_planned(db, shape, one, device).needed, device) != "too_large")
-    return next(holds, tried[0])
+    verdicts = [_verdict(_planned(db, shape, one, device).needed, device) for one in tried]
+    now = (one for one, verdict in zip(tried, verdicts, strict=True) if verdict not in ("waits", "too_large"))
+    alone = (one for one, verdict in zip(tried, verdicts, strict=True) if verdict != "too_large")
+    return next(now, next(alone, tried[0]))
 
 
 def report(db: Database, shape: Shape, settings: Hyperparams, device: Device) -> MemoryReport:

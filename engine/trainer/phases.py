@@ -7,6 +7,7 @@ damaged counts as not done. As in a checkpoint, tensors are safetensors and the 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,8 @@ class Phases:
         """Look beside the checkpoints of each attempt, this one's first. `log` hears what is found damaged."""
         self._folders = [root.parent / FOLDER for root in checkpoint_roots]
         self._log = log
+        self.skipped = False  # whether something was there already, so that this attempt did not do it
+        self.seconds = 0.0  # that the phases which went `through` took, over all attempts
 
     def load(self, name: str) -> Phase | None:
         """Return what the phase `name` left, or None where no attempt finished it."""
@@ -48,6 +51,7 @@ class Phases:
                 manifest.verify(found)
                 facts = json.loads((found / FACTS).read_text())
                 tensors = load_file(found / TENSORS) if (found / TENSORS).exists() else {}
+                self.skipped = True
                 return Phase(facts, tensors)
             except (Damaged, OSError, ValueError) as damage:
                 self._log(f"What the phase {name} left is damaged ({damage}); it is done again.")
@@ -75,9 +79,12 @@ class Phases:
                 raise
 
     def through(self, name: str, work: Callable[[], Phase]) -> Phase:
-        """Return what the phase `name` found, doing it where no attempt has."""
+        """Return what the phase `name` found, doing it where no attempt has; its facts say the `seconds` it took."""
         found = self.load(name)
         if found is None:
-            found = work()
+            begun = time.monotonic()
+            done = work()
+            found = Phase({"seconds": time.monotonic() - begun} | done.facts, done.tensors)
             self.save(name, found)
+        self.seconds += found.facts["seconds"]
         return found

@@ -171,7 +171,7 @@ def result_of(run: Run, state: LoopState, facts: dict[str, Any], settings: Train
         "argmax_agreement": facts["agreement"],
         "blocks_added": len(facts["blocks"]),
         "neurons_added": facts["units"],
-        "gpu_seconds": state.seconds,
+        "gpu_seconds": facts["phase_seconds"] + state.seconds,
         # As the dialect counts: every position of every sequence. What of it was text is beside it.
         "tokens_processed": sequences * settings.seq_len,
         "tokens_trained": state.tokens,
@@ -265,7 +265,7 @@ def grow(work: Work, peak: Peak) -> Begun:
     facts |= phases.through("grow", lambda: judge(grown, objective, judged, work)).facts
     peak.passed("evaluation")
     work.go_on()
-    return Begun(grown, objective, judged, held, facts | {"ungrown": compared})
+    return Begun(grown, objective, judged, held, facts | {"ungrown": compared, "phase_seconds": phases.seconds})
 
 
 def compare(work: Work, model: Any, judged: list[list[int]]) -> dict[str, Any]:
@@ -278,7 +278,8 @@ def compare(work: Work, model: Any, judged: list[list[int]]) -> dict[str, Any]:
     def work_it_out() -> Phase:
         return ungrown.compare(work.order, rival, work.ready, judged, reporter=work.reporter, stop=work.stop)
 
-    return work.phases.through("ungrown", work_it_out).facts
+    facts = work.phases.through("ungrown", work_it_out).facts
+    return {name: value for name, value in facts.items() if name.startswith("ungrown")}
 
 
 def make_run(work: Work, begun: Begun) -> Run:
@@ -325,6 +326,7 @@ def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     finish = partial(finished, order, run, begun.grown, settings)
     publish(order, reporter, ready.tokenizer, finish, result=result, curve=state.curve)
     peak.passed("publishing")
-    if state.step > first:
+    if state.step > first and not phases.skipped:
+        # An attempt behind another's phases or steps knows nothing of the memory that those took.
         reporter.memory(peak.bytes, peak.phase)
     reporter.result(result)

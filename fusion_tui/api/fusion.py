@@ -111,12 +111,15 @@ def get_job(service: Engine, job_id: Id) -> models.Job:
 def get_metrics(
     service: Engine, job_id: Id, since_step: Annotated[int, Query(ge=-1, le=LARGEST)] = -1
 ) -> models.Metrics:
-    """Return the telemetry points strictly newer than `since_step`."""
+    """Return the telemetry points strictly newer than `since_step`; `latest_step` is what to give for it next time.
+
+    Both count the job's own steps: those of the phases train and eval. Points of other phases (of growing, shrinking,
+    or the comparison with an ungrown model) count other things, and come when `since_step` is below 0 or left out; of
+    a job that makes no steps of its own, as a contract job without healing, they are all there is, and count here.
+    """
     service.job(job_id)
-    # Read before the points, so that nobody who asks next for what is newer than this misses one.
     latest = service.latest_step(job_id)
-    points = service.points(job_id, since_step=since_step)
-    return models.Metrics.of(job_id, points, points[-1].step if points else latest)
+    return models.Metrics.of(job_id, service.points(job_id, since_step=since_step), latest)
 
 
 @jobs.get("/logs", dependencies=READ)

@@ -59,7 +59,10 @@ class StoredPlan(Answer):
     planned: int = Field(description="The sum of the parts.")
     correction: float = Field(description="Measured over planned of earlier runs of this mode on this device.")
     runs: int = Field(description="How many runs the correction comes from.")
-    mode: str = Field(description="full, lora or qlora, and what is recomputed.")
+    mode: str = Field(
+        description="What is comparable: full, lora or qlora of a finetune job, grow, qgrow or growall of a train job, "
+        "each with a slash and what is recomputed (none, selective, full); contract, or contract/heal."
+    )
     phase: str = Field(description="Where the peak lies.")
     parts: dict[str, int] = Field(description="Of that phase.")
     phases: dict[str, int] = Field(description="The sum of each phase, not corrected.")
@@ -122,7 +125,8 @@ class Point(Answer):
 
 
 class Metrics(Answer):
-    """Points strictly newer than `since_step`; `latest_step` is -1 while there is none."""
+    """Points strictly newer than `since_step`; `latest_step` is that of train and eval points, of a job without steps
+    of its own that of any, and -1 while there is none."""
 
     job_id: str
     count: int
@@ -130,12 +134,14 @@ class Metrics(Answer):
     points: list[Point]
 
     @classmethod
-    def of(cls, job_id: str, points: list[rows.Point], latest_step: int) -> Metrics:
-        """Translate rows."""
+    def of(cls, job_id: str, points: list[rows.Point], latest_before: int) -> Metrics:
+        """Translate rows. `latest_before` was read before them, so that nobody who asks next for newer ones misses
+        any."""
+        own = (point.step for point in points if point.phase in rows.OWN)
         return cls(
             job_id=job_id,
             count=len(points),
-            latest_step=latest_step,
+            latest_step=max(own, default=latest_before),
             points=[Point.model_validate(point._asdict()) for point in points],
         )
 
@@ -201,6 +207,9 @@ class Result(Answer):
     self_ppl_final: Measure = None
     ungrown_ppl_final: Measure = Field(None, description="Of the ungrown model, trained on the same tokens.")
     ungrown_self_ppl_final: Measure = None
+    ungrown_training_type: str | None = Field(None, description="How it was trained: full, or lora on one in 4 bits.")
+    ungrown_lr: Measure = None
+    ungrown_seconds: Measure = Field(None, description="What training it took.")
     logit_kl: Measure = Field(None, description="KL from the original's answers to the grown, untrained model's.")
     argmax_agreement: Measure = Field(None, description="Share of tokens on which both give the same answer.")
     blocks_added: int | None = None

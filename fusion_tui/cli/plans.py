@@ -17,6 +17,8 @@ def show_plan(report: MemoryReport, *, as_json: bool) -> None:
     click.echo(report.summary)
     facts = [f"{report.device}, {size_text(report.total)}", f"the peak is in {report.plan.phase}", report.correction]
     click.echo(" · ".join(fact for fact in facts if fact))
+    if report.settled:
+        click.echo(f"left open, would run with {', '.join(f'{key}={value}' for key, value in report.settled.items())}")
     click.echo()
     table(("part", "needs"), [(part, size_text(size)) for part, size in report.plan.parts.items() if size])
     if report.alternatives:

@@ -251,16 +251,17 @@ def logs(session: Session, *, job_ref: str, following: bool, as_json: bool) -> N
 @click.command()
 @click.argument("job_ref", metavar="ID")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values, with headings.")
-@click.option("--since", type=int, default=-1, help="Only points after this step.")
+@click.option("--since", type=int, default=-1, help="Only points of training and evaluation after this step.")
 @json_option
 @pass_session
 def metrics(session: Session, *, job_ref: str, as_csv: bool, since: int, as_json: bool) -> None:
     """Print a run's telemetry."""
     service = session.service
     job = service.find_job(job_ref)
+    latest = service.latest_step(job.id)
     points = service.points(job.id, since_step=since)
     if as_json:
-        document(answers.Metrics.of(job.id, points, service.latest_step(job.id)).model_dump(mode="json"))
+        document(answers.Metrics.of(job.id, points, latest).model_dump(mode="json"))
     elif as_csv:
         writer = csv.DictWriter(sys.stdout, Point._fields)
         writer.writeheader()

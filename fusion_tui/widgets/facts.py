@@ -79,8 +79,8 @@ class ConfigPage(Page):
     """The settings that run, not those of the form."""
 
     def data(self, view: RunView) -> object:
-        """A job's settings never change, its names may."""
-        return view.job.id, view.model, view.dataset
+        """Names may change, and settings once: those left open are settled when the model before is there."""
+        return view.job.id, view.job.hyperparams, view.model, view.dataset
 
     def draw(self, view: RunView) -> Table | Text:
         """One line per setting."""

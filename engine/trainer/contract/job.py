@@ -209,7 +209,7 @@ def point(number: int, damage: float) -> dict[str, Any]:
 
 
 def tell_again(work: Work, done: dict[int, Phase]) -> None:
-    """Report the layers that are done: a resume made void what was told of them."""
+    """Report the layers that are done: an attempt may have died between saving one and telling of it."""
     if done:
         work.reporter.points([point(number, phase.facts["damage"]) for number, phase in done.items()])
 
@@ -247,12 +247,10 @@ def healer(work: Work, model: Any, texts: Texts) -> Run:
     )
 
 
-def heal(work: Work, run: Run, pruned: dict[int, Phase]) -> LoopState:
+def heal(work: Work, run: Run) -> LoopState:
     """Train the adapters from the newest checkpoint to the last step."""
     work.reporter.state("running", "healing")
     state = loop.resume(run)
-    # Where steps begin anew, points beyond them are void; those of the layers stand.
-    tell_again(work, pruned)
     loop.begin(run, state)
     if state.baseline_loss is None:
         found = loop.evaluate_now(run, state, "measuring how far it is from the original")
@@ -335,7 +333,6 @@ def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     peak.passed("loading")
 
     reporter.state("running", "calibrating")
-    reporter.resume(0)
     text = phases.through("text", lambda: write(work, model))
     texts = Texts.of(text.tensors["ids"].tolist(), rows, corpora.pad_id(work.tokenizer))
     work.go_on()
@@ -356,7 +353,7 @@ def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     left, state = model.num_parameters(), LoopState()
     if settings.heal_steps:
         run = healer(work, model, texts)
-        state = heal(work, run, pruned)
+        state = heal(work, run)
         model = healing.healed(run)
         peak.passed("healing")
     work.progress.tell("end", 0, "evaluating the contracted model")
@@ -374,5 +371,7 @@ def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     finish = finished(work, model, found, pruned, texts.calibration[0])
     publish(order, reporter, work.tokenizer, finish, result=result, curve=state.curve)
     peak.passed("publishing")
-    reporter.memory(peak.bytes, peak.phase)
+    if not phases.skipped:
+        # An attempt behind another's phases knows nothing of the memory that those took.
+        reporter.memory(peak.bytes, peak.phase)
     reporter.result(result)
