@@ -17,7 +17,7 @@ from textual.message import Message
 from engine import evidence
 from engine.errors import EngineError
 from engine.evidence import Evidence
-from engine.service import Job, NotFound, Point, Service, StoreError, states
+from engine.service import OWN, Job, NotFound, Point, Service, StoreError, states
 from fusion_tui.messages import LOG_LINES, Overview, OverviewChanged, RunChanged, RunGone, RunView, Supervision
 from store.attempts import Attempt
 

@@ -162,12 +162,6 @@ def name_of(db: Database, job_id: str) -> str | None:
     return row["name"] if row else None
 
 
-def state_of(db: Database, job_id: str) -> str | None:
-    """Return the state of the job with exactly this id; None where there is none."""
-    row = first_row(db, "SELECT state FROM jobs WHERE id = ?", [job_id])
-    return row["state"] if row else None
-
-
 def by_idempotency_key(db: Database, key: str) -> Job | None:
     """Return the job that was submitted under `key`, if any."""
     row = first_row(db, "SELECT * FROM jobs WHERE idempotency_key = ?", [key])

@@ -33,9 +33,9 @@ def admit(db: Database, type: str, settings: Hyperparams, model: AnyModel) -> Ad
     """Return how a job of `type` on `model` would run; change nothing.
 
     A train job whose growth_ratio was left out gets the largest up to 0.5 that fits the largest device as it is now, or
-    else alone, a contract job whose num_layers_to_contract was left out at most the model's. Raises InvalidRequest where the architecture
-    cannot be grown or contracted, where more would go than the model has, and, with what would fit, where the largest
-    device could not hold the job even alone.
+    else alone, a contract job whose num_layers_to_contract was left out at most the model's. Raises InvalidRequest
+    where the architecture cannot be grown or contracted, where more would go than the model has, and, with what would
+    fit, where the largest device could not hold the job even alone.
     """
     folder = Path(model.path)
     settings = limits.settle(settings, folder, model.family)

@@ -74,13 +74,22 @@ class Contracting:
         """All sequences go through a layer, some at a time."""
         passing = float(BATCH * self.settings.seq_len * Layer(self.element).passing(self.shape))
         square = float(2 * GRAM * self.shape.mlp**2)
-        return self._parts(hidden_states=self._streams, statistics=square, activations=passing)
+        return self._parts(weights=self._at_work, hidden_states=self._streams, statistics=square, activations=passing)
 
     def removing(self) -> Parts:
         """Neurons of one layer go, and the rest is fitted."""
         shape = self.shape
         statistics = float((GRAM + SURGERY) * shape.mlp**2 + OUTWARD * shape.mlp * shape.hidden)
-        return self._parts(hidden_states=self._streams, statistics=statistics + self._found, fragmentation=self._holes)
+        found = statistics + self._found
+        if self.device != "cpu":
+            return self._parts(weights=self._at_work, hidden_states=self._streams, statistics=found)
+        return self._parts(hidden_states=self._streams, statistics=found, fragmentation=self._holes)
+
+    @property
+    def _at_work(self) -> float:
+        """Bytes of the weights on the device while layers go one by one: on a card the others rest in main memory."""
+        resting = 0 if self.device == "cpu" else self.shape.linear * (1 - 1 / self.shape.layers)
+        return self.element * (self.shape.params - resting)
 
     @property
     def _found(self) -> float:

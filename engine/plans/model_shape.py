@@ -216,9 +216,9 @@ def _number(config: Mapping[str, Any], key: str, default: int | None = None, *, 
 def _widths(config: Mapping[str, Any], layers: int) -> list[int]:
     """Return the MLP's width in each layer, where a contract job of layout targeted left them different; else none."""
     widths = config.get("mlp_widths") or []
-    if isinstance(widths, list) and all(type(width) is int and width > 0 for width in widths):
-        if len(widths) in (0, layers):
-            return widths
+    counted = isinstance(widths, list) and all(type(width) is int and width > 0 for width in widths)
+    if counted and len(widths) in (0, layers):
+        return list(widths)
     raise ShapeUnknown(f"mlp_widths does not give one positive whole number for each of the {layers} layers.")
 
 

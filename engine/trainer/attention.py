@@ -71,6 +71,8 @@ def attend(
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **rest
         )
         return result
+    # Norms that learn in fp32 beside frozen 16 bits leave queries and keys in fp32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if documents.keys is not None:
         key, value = key.index_select(2, documents.keys), value.index_select(2, documents.keys)
     if query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):

@@ -39,18 +39,23 @@ def openers(tokenizer: Any, vocabulary: int) -> list[list[int]]:
     return found
 
 
-def _batches(tokenizer: Any, vocabulary: int, count: int, size: int, seed: int) -> Iterator[list[list[int]]]:
-    """Yield `count` openers in batches of equal length: a third each of the kinds that there are."""
+def _batches(
+    tokenizer: Any, vocabulary: int, count: int, *, size: int, longest: int, seed: int
+) -> Iterator[list[list[int]]]:
+    """Yield `count` openers in batches of equal length: a third each of the kinds that there are.
+
+    Of one that is longer than `longest` tokens, as templates with a long system prompt are, the end is taken.
+    """
     rng, special = random.Random(seed), set(tokenizer.all_special_ids)  # noqa: S311
     frequent = [token for token in range(min(FREQUENT, vocabulary)) if token not in special]
-    kinds = openers(tokenizer, vocabulary)
+    kinds = [opener[-longest:] for opener in openers(tokenizer, vocabulary)]
     shares = [count // (len(kinds) + 1)] * len(kinds)
     for opener, share in zip(kinds, shares, strict=True):
         for begin in range(0, share, size):
             yield [opener] * min(size, share - begin)
     rest = count - sum(shares)
     for begin in range(0, rest, size):
-        yield [rng.choices(frequent, k=OPENING_TOKENS) for _ in range(min(size, rest - begin))]
+        yield [rng.choices(frequent, k=min(OPENING_TOKENS, longest)) for _ in range(min(size, rest - begin))]
 
 
 class _Room(DynamicLayer):
@@ -139,7 +144,7 @@ def write(
     size = batch_size or batch_rows(model, length)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for prompts in _batches(tokenizer, vocabulary, count, size, seed):
+        for prompts in _batches(tokenizer, vocabulary, count, size=size, longest=max(length // 2, 1), seed=seed):
             ids, surprise = _continued(model, torch.tensor(prompts, device=device), length)
             written += zip(surprise.tolist(), ids.tolist(), strict=True)
             tell(len(written), count)

@@ -128,6 +128,8 @@ def _what_would_fit(settings: LoopHyperparams) -> str:
         ways.append("load_in_4bit true")
     if settings.optimizer == "adamw":
         ways.append("optimizer adamw_8bit")
+    if isinstance(settings, TrainHyperparams):
+        ways.append("a smaller growth_ratio")
     ways.append(f"seq_len {max(settings.seq_len // 2, 16)}")
     return f"What would need less: {', '.join(ways)}; or a smaller model."
 

@@ -150,10 +150,22 @@ def judge(grown: Grown, objective: Objective, own: list[list[int]], work: Work) 
     return Phase(facts)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A model that has grown and learned nothing yet. Of the original's own text, `judged` tells what is forgotten and
+    `held` holds it back."""
+
+    grown: Grown
+    objective: Objective
+    judged: list[list[int]]
+    held: list[list[int]]
+    facts: dict[str, Any]
+
+
 def result_of(run: Run, state: LoopState, facts: dict[str, Any], settings: TrainHyperparams) -> dict[str, Any]:
     """Return the job's result, in the fields of the fusion dialect and ours."""
     before, after = math.exp(facts["loss_before"]), math.exp(state.eval_loss or 0.0)
-    sequences = state.step * settings.batch_size * settings.grad_accum
+    sequences = facts["ran"] * settings.batch_size * settings.grad_accum
     return {
         "ppl_baseline": before,
         "ppl_after_growth": math.exp(facts["loss_after"]),
@@ -186,12 +198,27 @@ def result_of(run: Run, state: LoopState, facts: dict[str, Any], settings: Train
     }
 
 
-def finished(order: Order, run: Run, grown: Grown, settings: TrainHyperparams, staged: Path) -> tuple[Any, torch.dtype]:
+@torch.no_grad()
+def rounded(run: Run, state: LoopState) -> torch.dtype:
+    """Round what was trained to the 16-bit type that it is saved in, judge it anew, and return the type.
+
+    What is reported is then true of what is saved: a gain that grew from nothing (gemma2 and gemma3 hold it as one
+    less, where bf16 has few digits) may lose a part of what it learned.
+    """
+    dtype = models.sixteen_bits(run.model, run.corpus.validation[0][0].ids, run.device)
+    for parameter in trained_parameters(run.model).values():
+        parameter.copy_(parameter.to(dtype))
+    run.reporter.activity("evaluating the model as it is saved")
+    state.eval_loss = evaluate.mean_loss(run.objective, run.corpus.validation, state.rung.batch_size)
+    return dtype
+
+
+def finished(order: Order, run: Run, begun: Begun, dtype: torch.dtype, staged: Path) -> tuple[Any, torch.dtype]:
     """Return the grown model as one stock model, and its 16-bit type. The run's weights are given up.
 
     What was trained is put onto the weights as they were stored, never onto what 4 bits left of them.
     """
-    dtype = models.sixteen_bits(run.model, run.corpus.validation[0][0].ids, run.device)
+    grown, settings = begun.grown, TrainHyperparams.model_validate(order.hyperparams)
     if settings.train_scope == "all":
         return grown.fold(), dtype
     trained = {name: parameter.detach().cpu() for name, parameter in grown.new_parameters().items()}
@@ -228,18 +255,6 @@ def tell_of_cycle(run: Run, judged: list[Any], settings: TrainHyperparams, state
         f"{data:.4g}, on the original's own text {own:.4g}."
     )
     run.reporter.event("cycle", turn=turn + 1, cycle=within + 1, step=state.step, ppl=data, self_ppl=own)
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A model that has grown and learned nothing yet. Of the original's own text, `judged` tells what is forgotten and
-    `held` holds it back."""
-
-    grown: Grown
-    objective: Objective
-    judged: list[list[int]]
-    held: list[list[int]]
-    facts: dict[str, Any]
 
 
 def grow(work: Work, peak: Peak) -> Begun:
@@ -279,6 +294,7 @@ def compare(work: Work, model: Any, judged: list[list[int]]) -> dict[str, Any]:
         return ungrown.compare(work.order, rival, work.ready, judged, reporter=work.reporter, stop=work.stop)
 
     facts = work.phases.through("ungrown", work_it_out).facts
+    ungrown.forget(work.order)
     return {name: value for name, value in facts.items() if name.startswith("ungrown")}
 
 
@@ -315,15 +331,18 @@ def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     torch.manual_seed(settings.seed)  # whichever phases were done by this attempt
     state = begin(run, begun.facts)
     first = state.step
-    state = loop.take_best(run, loop.train(run, state))
+    state = loop.train(run, state)
+    begun.facts["ran"] = state.step
+    state = loop.take_best(run, state)
     peak.passed("training")
+    dtype = rounded(run, state)
     reporter.activity("evaluating on the original's own text")
     begun.facts["own_loss_final"] = evaluate.mean_loss(run.objective, documents(begun.judged), 1)
     _, prompt = evaluate.sample_prompt(ready.tokenizer, ready.corpus.validation_rows[0])
     state.samples["sample_after"] = evaluate.sample(run.model, ready.tokenizer, prompt, ready.device)
     reporter.state("uploading", "writing the finished model")
     result = result_of(run, state, begun.facts, settings)
-    finish = partial(finished, order, run, begun.grown, settings)
+    finish = partial(finished, order, run, begun, dtype)
     publish(order, reporter, ready.tokenizer, finish, result=result, curve=state.curve)
     peak.passed("publishing")
     if state.step > first and not phases.skipped:

@@ -29,7 +29,7 @@ class MemoryPlan(StoredPlan):
 
     free: int
     verdict: Literal["fits", "tight", "waits", "too_large", "unknown"]
-    settled: dict[str, Any] = Field(description="Settings that the request left open, as they would run.")
+    settled: dict[str, Any] = Field(description="Settings that were left open and would not be the usual ones.")
     fits: bool = Field(description="Whether the run could start now.")
     summary: str
     alternatives: list[Alternative] = Field(description="The least harmful first.")

@@ -29,6 +29,7 @@ GROWN_OR_CONTRACTED = (
     *("ppl_after_growth", "self_ppl_baseline", "self_ppl_after_growth", "self_ppl_final", "tokens_trained", "logit_kl"),
     *("argmax_agreement", "blocks_added", "neurons_added", "ungrown_ppl_final", "ungrown_self_ppl_final", "layout"),
     *("param_ratio", "layers", "eval_ppl_baseline", "eval_ppl_final", "healed_steps"),
+    *("ungrown_training_type", "ungrown_lr", "ungrown_seconds"),
 )
 
 
@@ -206,6 +207,21 @@ def test_metrics_hold_the_points_strictly_newer_than_a_step(http, service, job_i
     assert (nothing_new["count"], nothing_new["latest_step"]) == (0, 2)
 
 
+def test_who_asks_for_what_is_newer_misses_no_step_of_the_training_behind_another_phase(http, service, job_id):
+    def since(step):
+        answer = http.get(f"/jobs/{job_id}/metrics?since_step={step}").json()
+        return answer["latest_step"], [(point["step"], point["phase"]) for point in answer["points"]]
+
+    with service.store.write() as db:
+        telemetry.add_points(db, job_id, 1, [telemetry.Point(120, "ungrown", 1.0, loss=1.0)])
+    latest, points = since(-1)
+    assert (latest, points) == (-1, [(120, "ungrown")])
+    with service.store.write() as db:
+        telemetry.add_points(db, job_id, 1, [telemetry.Point(step, "train", 2.0, loss=1.0) for step in (1, 2)])
+    assert since(latest) == (2, [(1, "train"), (2, "train"), (120, "ungrown")])
+    assert since(1) == (2, [(2, "train")])
+
+
 def test_logs_hold_the_lines_newer_than_a_number(http, service, job_id):
     assert http.get(f"/jobs/{job_id}/logs").json() == {"job_id": job_id, "latest_seq": 0, "lines": []}
     with service.store.write() as db:
@@ -243,7 +259,7 @@ def test_a_result_is_404_until_it_exists_and_then_costs_what_the_user_said(http,
 
 def test_a_result_keeps_what_growing_or_contracting_reports(http, service, job_id):
     numbers = dict.fromkeys(GROWN_OR_CONTRACTED, 1) | {
-        **{"layout": "depth", "layers": [1, 4], "ppl_after_growth": float("inf")},
+        **{"layout": "depth", "layers": [1, 4], "ppl_after_growth": float("inf"), "ungrown_training_type": "full"},
     }
     with service.store.write() as db:
         telemetry.set_result(db, job_id, numbers, now=1.0)

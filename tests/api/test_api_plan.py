@@ -17,7 +17,7 @@ from tests.store.entries import base_model
 
 FIELDS = {
     *("needed", "planned", "correction", "runs", "mode", "phase", "parts", "phases", "device", "total"),
-    *("free", "verdict", "fits", "summary", "alternatives", "holders"),
+    *("free", "verdict", "fits", "summary", "alternatives", "holders", "settled"),
 }
 
 
@@ -44,6 +44,14 @@ def test_a_plan_has_every_field_and_makes_no_job(
     assert plan["planned"] == sum(plan["parts"].values()) == plan["phases"][plan["phase"]]
     assert plan["total"] >= plan["free"] > 0
     assert len(service.jobs()) == before
+
+
+def test_what_was_left_open_is_told_as_it_would_run(http: httpx.Client, llama: str) -> None:
+    asked = {"type": "train", "base_model_id": llama}
+    assert http.post("/jobs/plan?card_gb=80", json=asked).json()["settled"] == {}
+    plan = http.post("/jobs/plan?card_gb=2", json=asked).json()
+    assert 0 < plan["settled"]["growth_ratio"] < 0.5
+    assert plan["fits"]
 
 
 def test_key_and_dataset_may_be_left_out(http: httpx.Client, llama: str) -> None:

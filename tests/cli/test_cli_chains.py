@@ -16,8 +16,9 @@ from engine.service import Job, Service
 from fusion_tui.cli import main
 from fusion_tui.cli.output import Session
 from fusion_tui.cli.results import result_text
-from store import catalog, jobs
+from store import catalog, jobs, telemetry
 from tests.crash import light
+from tests.engine.shapes import SMOLLM2_135M
 from tests.store.entries import model
 
 Command = Callable[..., Result]
@@ -129,6 +130,33 @@ def test_who_follows_a_run_is_told_when_the_one_before_it_is_not_going_to_end(
     submit(service, base_model_id="@first", name="second")
     service.cancel(first.id)
     assert "second waits, after: first was cancelled; retry it" in command("watch", "second", code=1).stderr
+
+
+def test_who_follows_a_longer_chain_is_told_which_run_stopped_it(service: Service, command: Command) -> None:
+    first = submit(service, name="first")
+    submit(service, base_model_id="@first", name="second")
+    submit(service, "contract", base_model_id="@second", name="third")
+    service.cancel(first.id)
+    assert "third waits, after: first was cancelled; retry it" in command("watch", "third", code=1).stderr
+
+
+def test_a_dry_run_says_what_it_would_run_with_where_that_was_left_open(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMOLLM2_135M))
+    words = ("submit", "train", "--model", str(tmp_path), "--dry-run", "--card")
+    assert "left open, would run with growth_ratio=0." in command(*words, "2").stdout
+    assert "left open" not in command(*words, "80").stdout
+
+
+def test_metrics_after_a_step_are_those_of_the_training(service: Service, command: Command) -> None:
+    job = submit(service, "train", name="grow")
+    found = [telemetry.Point(step, phase, 1.0) for phase in ("train", "ungrown") for step in (1, 2)]
+    with service.store.write() as db:
+        telemetry.add_points(db, job.id, 1, [*found, telemetry.Point(90, "ungrown", 1.0)])
+    newer = json.loads(command("metrics", "grow", "--since", "1", "--json").stdout)
+    assert newer["latest_step"] == 2
+    assert [(point["step"], point["phase"]) for point in newer["points"]] == [(2, "train")]
+    whole = json.loads(command("metrics", "grow", "--json").stdout)
+    assert (whole["count"], whole["latest_step"]) == (5, 2)
 
 
 GENERAL = {"memory_planned_bytes": None, "memory_measured_bytes": None, "cost_usd": 0.0, "gpu_seconds": 90.0}

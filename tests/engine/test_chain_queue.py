@@ -119,6 +119,17 @@ def test_a_job_waits_while_the_one_before_it_is_cancelled_and_goes_on_when_that_
     assert bench.until(second, states.COMPLETED).hold is None
 
 
+def test_runs_that_wait_for_one_that_was_cancelled_keep_nobody_busy(bench: Bench) -> None:
+    first = bench.submit()
+    second = bench.submit(f"@{first.id}")
+    bench.submit(f"@{second.id}")
+    assert bench.supervisor.busy()
+    bench.service.cancel(first.id)
+    assert not bench.supervisor.busy()
+    bench.service.retry(first.id)
+    assert bench.supervisor.busy()
+
+
 def test_what_the_model_of_the_job_before_rules_out_fails_the_job_in_the_words_of_a_submit(odd: Bench) -> None:
     first = odd.submit(hyperparams={"steps": 1})
     grown = odd.submit(f"@{first.id}", "train")

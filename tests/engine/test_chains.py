@@ -128,6 +128,37 @@ def test_a_waiting_job_says_for_whom_and_follows_what_becomes_of_it(service: Ser
     assert told == ["after: waits for first (queued)"]
 
 
+def test_in_a_longer_chain_all_are_told_which_run_has_stopped_it(service: Service, first: Job) -> None:
+    second = submit(service, base_model_id="@first", name="second")
+    third = submit(service, base_model_id="@second", name="third")
+    hold = lambda: service.job(third.id).hold  # noqa: E731
+    stuck = lambda: [service.is_stuck(service.job(job.id)) for job in (second, third)]  # noqa: E731
+    start(service, first.id)
+    assert (hold(), stuck()) == ("after: waits for second (queued)", [False, False])
+    fail(service, service.job(first.id))
+    assert hold() == f"after: first failed; retry it ({first.id[:8]}), or cancel this run"
+    assert stuck() == [True, True]
+    late = submit(service, base_model_id="@third", name="late")
+    assert service.job(late.id).hold == hold()
+    service.cancel(second.id)
+    assert hold() == f"after: second was cancelled; retry it ({second.id[:8]}), or cancel this run"
+    service.retry(second.id)
+    assert hold() == f"after: first failed; retry it ({first.id[:8]}), or cancel this run"
+    service.retry(first.id)
+    assert (hold(), stuck()) == ("after: waits for second (queued)", [False, False])
+
+
+def test_a_job_with_a_model_of_its_own_starts_when_the_one_before_it_and_its_model_are_gone(
+    service: Service, first: Job
+) -> None:
+    job = submit(service, after="first")
+    finish(service, first)
+    service.remove_model("of-first")
+    service.delete(first.id)
+    assert startable(service) == [job.id]
+    assert chains.resolve(service.store, service.job(job.id)).id == job.id
+
+
 def test_settings_that_the_model_decides_are_left_open_until_it_is_there(service: Service, first: Job) -> None:
     grown = submit(service, type="train", base_model_id="@first")
     assert grown.plan is None
@@ -276,9 +307,13 @@ def test_a_name_that_a_model_has_or_will_have_is_not_given_twice(service: Servic
     with pytest.raises(InvalidRequest, match=r"'wanted' is taken already: the run .* makes it. Choose another name"):
         submit(service, hyperparams={"output_name": "wanted"})
     service.cancel(running.id)
-    assert submit(service, hyperparams={"output_name": "wanted"}).hyperparams["output_name"] == "wanted"
-    # One that is retried keeps its own.
+    # One that is retried keeps its own, unless it was given away.
     assert service.retry(running.id).hyperparams["output_name"] == "wanted"
+    service.cancel(running.id)
+    other = submit(service, hyperparams={"output_name": "wanted"})
+    with pytest.raises(Conflict, match=rf"'wanted' is taken already: the run {other.name} makes it"):
+        service.retry(running.id)
+    assert service.job(running.id).state == "cancelled"
 
 
 def test_the_lineage_of_a_model_leads_back_to_the_one_that_was_imported(service: Service) -> None:

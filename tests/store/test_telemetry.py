@@ -76,6 +76,35 @@ def test_forgetting_keeps_the_points_of_phases_that_count_other_things(store: St
     assert telemetry.points(store.read(), job) == [evaluated(1), train(1), *beside]
 
 
+def beside(phase: str, *steps: int) -> list[Point]:
+    return [Point(step, phase, 0.0, loss=1.0) for step in steps]
+
+
+def test_a_job_is_followed_by_its_own_steps_whatever_other_phases_count(store: Store) -> None:
+    def newer(since: int) -> list[tuple[int, str]]:
+        return [(p.step, p.phase) for p in telemetry.points(store.read(), job, since_step=since)]
+
+    with store.write() as db:
+        job = new_job(db, total_steps=6).id
+        telemetry.add_points(db, job, 1, beside("ungrown", 5, 90))
+    assert telemetry.latest_step(store.read(), job) == -1
+    assert newer(-1) == [(5, "ungrown"), (90, "ungrown")]
+    with store.write() as db:
+        telemetry.add_points(db, job, 1, [train(1), train(2), evaluated(2)])
+    assert telemetry.latest_step(store.read(), job) == 2
+    assert newer(1) == [(2, "eval"), (2, "train")]
+    assert len(newer(-1)) == 5
+    assert telemetry.points(store.read(), job, since_step=5, phase="ungrown") == beside("ungrown", 90)
+
+
+def test_of_a_job_without_steps_of_its_own_every_phase_counts(store: Store) -> None:
+    with store.write() as db:
+        job = new_job(db, total_steps=0).id
+        telemetry.add_points(db, job, 1, beside("prune", 1, 2, 3))
+    assert telemetry.latest_step(store.read(), job) == 3
+    assert telemetry.points(store.read(), job, since_step=2) == beside("prune", 3)
+
+
 def test_the_latest_point_of_each_job_is_its_newest_training_point(store: Store, job: str) -> None:
     with store.write() as db:
         other, silent = new_job(db).id, new_job(db).id

@@ -58,6 +58,20 @@ def test_openers_are_the_start_of_a_text_of_a_conversation_and_frequent_words(wr
         tokenizer.chat_template = kept
 
 
+def test_of_a_template_with_a_long_beginning_the_end_is_taken_and_half_of_each_text_is_written(
+    writer: tuple[Any, Any],
+) -> None:
+    _, tokenizer = writer
+    tokenizer.chat_template, kept = "system " * 40 + tokenizer.chat_template, tokenizer.chat_template
+    try:
+        assert len(selftext.openers(tokenizer, len(tokenizer))[1]) > 40
+        texts = written(writer, length=16)
+    finally:
+        tokenizer.chat_template = kept
+    assert {len(text) for text in texts} == {16}
+    assert len({tuple(text) for text in texts}) > 12
+
+
 def surprise(model: Any, ids: list[int], begin: int) -> float:
     """Return the mean cross-entropy of the tokens from place `begin` on, by a forward pass without a cache."""
     with torch.no_grad():

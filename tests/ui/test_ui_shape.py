@@ -18,7 +18,7 @@ from fusion_tui.widgets.layer_bars import EIGHTHS, LABEL, draw_layers
 from fusion_tui.widgets.loss_chart import LossChart
 from fusion_tui.widgets.metric_tabs import MetricTabs
 from fusion_tui.widgets.shaping import Layers, layers_of
-from store import telemetry
+from store import jobs, telemetry
 from tests.ui.driving import LARGE, SMALL, Runs, curve, open_app, screen_text, sees, until
 
 GROWTH: dict[str, Any] = {"turns": 1, "cycles": 6, "steps_per_cycle": 20, "growth_ratio": 0.25, "compare_ungrown": True}
@@ -218,6 +218,19 @@ async def test_a_chain_shows_whom_a_run_waits_for(service: Service, runs: Runs) 
         await sees(pilot, "contract of @tune", "↳ after tune", "after: waits for tune (queued)")
         runs.move(first, "failed", error="it broke")
         await sees(pilot, f"after: tune failed; retry it ({first.id[:8]}), or cancel this run")
+
+
+async def test_settings_that_are_settled_while_the_run_is_shown_are_shown(service: Service, runs: Runs) -> None:
+    job = runs.submit("contract", "shrink", hyperparams={"layout": "depth"})
+    app = open_app(service)
+    async with app.run_test(notifications=True, size=LARGE) as pilot:
+        app.open_run(job.id)
+        await page(pilot, "config-pane")
+        await sees(pilot, "layout", "depth")
+        with service.store.write() as db:
+            settled = {**job.hyperparams, "num_layers_to_contract": 17}
+            assert jobs.resolve(db, service.job(job.id), hyperparams=settled, plan=None)
+        await sees(pilot, "num_layers_to_contract  17")
 
 
 GROWN: dict[str, Any] = {

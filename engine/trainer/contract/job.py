@@ -323,13 +323,13 @@ def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     """Carry out a contract order from start, newest phase or checkpoint to the published model."""
     work = begin(order, reporter, stop)
     phases, settings, peak = work.phases, work.settings, Peak(work.device)
+    rows = reported_rows(work)  # before the model, so that a bad row costs nobody the card
     reporter.state("staging", "loading the model")
     model = work.load(devices.compute_dtype(work.device)).to(work.device)
     layout.check(model, settings)
     model.requires_grad_(False)
     whole, held = model.num_parameters(), str(model.dtype).removeprefix("torch.")
     reporter.log(f"{order.model_name}: {whole:,} parameters in {held} on {work.device}.")
-    rows = reported_rows(work)
     peak.passed("loading")
 
     reporter.state("running", "calibrating")

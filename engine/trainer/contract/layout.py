@@ -6,6 +6,7 @@ The rule: how much goes is arithmetic (`engine.plans.contraction`); which of it 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,6 @@ from engine.plans.model_shape import Shape
 from engine.trainer.contract import obs, sweep
 from engine.trainer.contract.targeted import widths_of
 from engine.trainer.grow import diagnose
-from engine.trainer.models import dense
 
 # The first layers and the last are those that a model can spare least (ShortGPT, arXiv 2403.03853, figure 2).
 FIRST, LAST = 4, 2
@@ -71,16 +71,12 @@ def check(model: Any, settings: ContractHyperparams) -> None:
         )
 
 
-def candidates(layers: int, wanted: int) -> range:
-    """Return the layers to choose `wanted` from: all but the first and the last ones, if those are enough."""
-    inner = range(FIRST, layers - LAST)
-    return inner if wanted <= len(inner) else range(layers)
-
-
 def least(scores: Sequence[float], wanted: int) -> tuple[int, ...]:
-    """Return the `wanted` layers with the lowest scores, protected ones left out, in order."""
-    among = candidates(len(scores), wanted)
-    return tuple(sorted(sorted(among, key=scores.__getitem__)[:wanted]))
+    """Return the `wanted` layers with the lowest scores, in order; the first and the last ones only where the others
+    are too few."""
+    inner = range(FIRST, len(scores) - LAST)
+    ranked = sorted(range(len(scores)), key=lambda number: (number not in inner, scores[number]))
+    return tuple(sorted(ranked[:wanted]))
 
 
 def uniform(model: Any, settings: ContractHyperparams) -> Layout:
@@ -130,13 +126,14 @@ def damages(
     model.eval()
     hidden, others = sweep.entrances(model, torch.tensor([list(one) for one in sequences], device=device))
     found = []
-    for number, layer in enumerate(model.get_decoder().layers):
-        tell(number)
-        seen = sweep.look(layer, hidden, others[number])
-        down = dense(layer.mlp.down_proj)
-        lost = obs.remove(down, seen.gram, counts[number]).damage * obs.power(down, seen.gram)
-        hidden = seen.out
-        found.append(lost / max(float(hidden.float().square().sum(-1).mean()), 1e-30))
+    with closing(sweep.layer_by_layer(model, device)) as layers:
+        for number, layer in layers:
+            tell(number)
+            seen = sweep.look(layer, hidden, others[number])
+            down, gram = sweep.surgical(layer.mlp.down_proj, seen.gram)
+            lost = obs.remove(down, gram, counts[number]).damage * obs.power(down, gram)
+            hidden = seen.out
+            found.append(lost / max(float(hidden.float().square().sum(-1).mean()), 1e-30))
     model.train(training)
     return found
 

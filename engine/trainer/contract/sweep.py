@@ -8,18 +8,21 @@ one length, so each layer's other inputs are the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from engine.trainer import device as devices
 from engine.trainer.contract import obs
 from engine.trainer.contract.obs import Remaining
 from engine.trainer.models import dense
 
 BATCH = 8  # sequences at a time
+MAIN_MEMORY = torch.device("cpu")
 
 # Of an MLP, its down projection [h, f], E[a aᵀ] [f, f] and the number that goes: what is left.
 Choose: TypeAlias = "Callable[[Any, torch.Tensor, torch.Tensor, int], Remaining]"
@@ -44,17 +47,37 @@ def entrances(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, list[dict[st
         raise _Seen
 
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
-    model(input_ids=ids[:1], use_cache=False)
+    decoder = model.get_decoder()  # without the head, whose logits nobody asks for
+    decoder(input_ids=ids[:1], use_cache=False)
     for hook in hooks:
         hook.remove()
     entry = layers[0].register_forward_pre_hook(stop, with_kwargs=True)
     for begin in range(0, len(ids), BATCH):
         try:
-            model(input_ids=ids[begin : begin + BATCH], use_cache=False)
+            decoder(input_ids=ids[begin : begin + BATCH], use_cache=False)
         except _Seen:
             pass
     entry.remove()
     return torch.cat(first), others
+
+
+def layer_by_layer(
+    model: Any, device: torch.device, rest: torch.device = MAIN_MEMORY
+) -> Generator[tuple[int, Any], None, None]:
+    """Yield each decoder layer with its number, on the device, while the others rest in main memory: a card then has
+    room for one layer's statistics, which are larger than the layer. In the end all are on the device again."""
+    layers = model.get_decoder().layers
+    if device == rest:
+        yield from enumerate(list(layers))
+        return
+    try:
+        layers.to(rest)
+        devices.free_memory(device)
+        for number, layer in enumerate(list(layers)):
+            yield number, layer.to(device)
+            layer.to(rest)
+    finally:
+        layers.to(device)
 
 
 @torch.no_grad()
@@ -92,13 +115,20 @@ def look(layer: Any, hidden: torch.Tensor, others: dict[str, Any]) -> Seen:
     return Seen(total / (hidden.shape[0] * hidden.shape[1]), out)
 
 
+def surgical(down_proj: Any, gram: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return D [h, f] in fp32 and H, where there are the fp64 that the surgery needs: Apple GPUs have none."""
+    where = MAIN_MEMORY if gram.device.type == "mps" else gram.device
+    return dense(down_proj).float().to(where), gram.to(where)
+
+
 def keep_neurons(mlp: Any, found: Remaining) -> None:
     """Leave in an MLP the neurons that stay, with its repaired down projection."""
+    kept = found.kept.to(mlp.down_proj.weight.device)
     for name in ("gate_proj", "up_proj"):
         old = getattr(mlp, name)
-        bias = None if old.bias is None else old.bias[found.kept]
-        setattr(mlp, name, _linear(dense(old)[found.kept], bias))
-    mlp.down_proj = _linear(found.down.to(dense(mlp.down_proj).dtype), mlp.down_proj.bias)
+        bias = None if old.bias is None else old.bias[kept]
+        setattr(mlp, name, _linear(dense(old)[kept], bias))
+    mlp.down_proj = _linear(found.down.to(dense(mlp.down_proj)), mlp.down_proj.bias)
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
@@ -134,16 +164,19 @@ def contract(
     model.eval()
     hidden, others = entrances(model, torch.tensor([list(one) for one in sequences], device=device))
     last = max((number for number, count in enumerate(counts) if count), default=-1)
-    for number, layer in enumerate(list(model.get_decoder().layers)[: last + 1]):
-        found = known(number) if counts[number] else None
-        if found or not counts[number]:
-            hidden = through(layer, hidden, others[number])
-        else:
-            seen = look(layer, hidden, others[number])
-            found = choose(layer.mlp, dense(layer.mlp.down_proj).float(), seen.gram, counts[number])
-            hidden = seen.out
-            del seen
-            tell(number, found)
-        if found:
-            keep_neurons(layer.mlp, found)
+    with closing(layer_by_layer(model, device)) as layers:
+        for number, layer in layers:
+            if number > last:
+                break
+            found = known(number) if counts[number] else None
+            if found or not counts[number]:
+                hidden = through(layer, hidden, others[number])
+            else:
+                seen = look(layer, hidden, others[number])
+                found = choose(layer.mlp, *surgical(layer.mlp.down_proj, seen.gram), counts[number])
+                hidden = seen.out
+                del seen
+                tell(number, found)
+            if found:
+                keep_neurons(layer.mlp, found)
     model.train(training)

@@ -62,10 +62,10 @@ class _Watch:
 
     def _went_out(self, layer: Any, given: tuple[Any, ...], out: torch.Tensor) -> None:
         # The weight's own gradient, worked out here: a frozen weight, or one in 4 bits, is given none.
-        inputs = given[0].detach().flatten(0, -2).float()
+        inputs = given[0].detach().flatten(0, -2)
 
         def told(gradient: torch.Tensor) -> None:
-            self.gradient += float((gradient.flatten(0, -2).float().t() @ inputs).square().sum())
+            self.gradient += float((gradient.flatten(0, -2).float().t() @ inputs.float()).square().sum())
 
         out.register_hook(told)
 

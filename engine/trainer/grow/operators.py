@@ -243,6 +243,10 @@ def _identity_block(before: Any, config: Any, number: int) -> Any:
     """Return a block like `before`, in fp32, that gives what it is given: y = x + 0, bit for bit."""
     block = in_fp32(before, config)
     block.self_attn.layer_idx = number
+    for module in block.modules():
+        if hasattr(module, "config"):
+            # The model's own, not a copy: how attention is worked out is set there later, for all layers alike.
+            module.config = config
     with torch.no_grad():
         if config.model_type in POST_NORMED:
             for norm in POST_NORMS:

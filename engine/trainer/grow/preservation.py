@@ -73,24 +73,25 @@ def _in_fp32(others: dict[str, Any]) -> dict[str, Any]:
     return {key: lifted(value) for key, value in others.items()}
 
 
-def _logits(model: Any, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
+def _logits(model: Any, *streams: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """Yield the logits [n, V] of some tokens at a time for each stream of hidden states, by one head in fp32."""
     norm = copy.deepcopy(model.get_decoder().norm).float()
     head = model.get_output_embeddings()
     weight = dense(head).float()
     bias = None if head.bias is None else head.bias.float()
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    for rows in norm(hidden).flatten(0, 1).split(ROWS):
-        logits = functional.linear(rows, weight, bias)
-        yield cap * torch.tanh(logits / cap) if cap else logits
+    for parts in zip(*(norm(stream).flatten(0, 1).split(ROWS) for stream in streams), strict=True):
+        found = [functional.linear(rows, weight, bias) for rows in parts]
+        yield [cap * torch.tanh(logits / cap) for logits in found] if cap else found
 
 
 def _compared(model: Any, before: torch.Tensor, after: torch.Tensor) -> Preservation:
-    moved, largest, divergence, agreeing = torch.zeros(4, dtype=torch.float64, device=before.device)
-    for ours, theirs in zip(_logits(model, after), _logits(model, before), strict=True):
+    moved, largest, divergence, agreeing = torch.zeros(4, device=before.device)
+    for theirs, ours in _logits(model, before, after):
         # torch's own maximum, for Python's loses what is no number.
-        moved = torch.maximum(moved, (ours - theirs).abs().max().double())
-        largest = torch.maximum(largest, theirs.abs().max().double())
-        a, b = ours.double().log_softmax(1), theirs.double().log_softmax(1)
+        moved = torch.maximum(moved, (ours - theirs).abs().max())
+        largest = torch.maximum(largest, theirs.abs().max())
+        a, b = ours.log_softmax(1), theirs.log_softmax(1)
         divergence = divergence + (b.exp() * (b - a)).sum()
         agreeing = agreeing + (ours.argmax(1) == theirs.argmax(1)).sum()
     tokens = before.shape[0] * before.shape[1]

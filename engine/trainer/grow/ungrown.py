@@ -66,6 +66,12 @@ class Aside(Reporter):
         """Nor does anyone miss them."""
 
 
+def forget(order: Order) -> None:
+    """Remove the checkpoints of a comparison that is done: they hold a whole model with its optimiser's state."""
+    for root in order.checkpoint_roots:
+        atomic.remove_tree(Path(root).parent / FOLDER)
+
+
 def settings_of(settings: TrainHyperparams, model: Any, added: int) -> FinetuneHyperparams:
     """Return the comparison's settings: the same rows and steps, every weight at its recommended rate; where the base
     is held in 4 bits, adapters with as many weights as the growth adds."""

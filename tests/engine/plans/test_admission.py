@@ -106,6 +106,20 @@ def test_layers_left_open_are_at_most_those_of_the_model(service: Service, card:
     assert ask(service, "contract", model(tmp_path)).hyperparams["num_layers_to_contract"] == 8
 
 
+def test_layers_that_differ_in_width_cannot_be_left_alike(service: Service, card: Card, tmp_path: Path) -> None:
+    uneven = {**shapes.SMOLLM2_135M, "mlp_widths": [768, 1536] * 15}
+    assert (shape := model_shape.of_config(uneven)).mlp == 1152
+    assert shape.params == model_shape.of_config({**shapes.SMOLLM2_135M, "intermediate_size": 1152}).params
+    message, loc = refusal(service, "contract", model(tmp_path, uneven))
+    assert message == "the layers of this model differ in width already, so it cannot be uniform: use targeted or depth"
+    assert loc == ("hyperparams", "layout")
+    for layout in ("targeted", "depth"):
+        assert ask(service, "contract", model(tmp_path, uneven), layout=layout).plan is not None
+    even = {**shapes.SMOLLM2_135M, "mlp_widths": [768] * 30}
+    assert ask(service, "contract", model(tmp_path, even)).plan is not None
+    assert ask(service, "contract", model(tmp_path, {**uneven, "mlp_widths": [768]})).plan is None
+
+
 def test_taking_every_layer_out_is_refused(service: Service, card: Card, tmp_path: Path) -> None:
     card.total = 200 * GB
     wide = {**shapes.SMOLLM2_135M, "num_hidden_layers": 2, "intermediate_size": 40_000}
@@ -149,6 +163,23 @@ def test_growth_left_open_is_the_most_that_fits(service: Service, card: Card, tm
     assert found.plan["needed"] <= card.total
     larger = planning.RATIOS[planning.RATIOS.index(ratio) - 1]
     refusal(service, "train", model(tmp_path), growth_ratio=larger)
+
+
+def test_growth_left_open_is_the_most_that_fits_beside_others_or_else_alone(
+    service: Service, card: Card, tmp_path: Path
+) -> None:
+    llama = model(tmp_path)
+
+    def settled() -> float:
+        return float(ask(service, "train", llama).hyperparams["growth_ratio"])
+
+    alone = settled()
+    card.used = 40 * GB
+    beside = settled()
+    assert 0 < beside < alone
+    assert service.plan({"type": "train", "base_model_id": str(tmp_path)}).fits
+    card.used = 79 * GB
+    assert settled() == alone
 
 
 def test_growth_asked_for_that_does_not_fit_is_refused_with_a_smaller_one(

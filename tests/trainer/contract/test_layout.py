@@ -40,12 +40,15 @@ def distance(one: Any, other: Any) -> float:
 
 
 def test_the_first_four_and_the_last_two_layers_are_spared_unless_more_are_asked_for() -> None:
-    assert list(layout.candidates(12, 6)) == [4, 5, 6, 7, 8, 9]
-    assert list(layout.candidates(12, 7)) == list(range(12))
-    assert list(layout.candidates(3, 1)) == [0, 1, 2]
+    scores = [float(12 - number) for number in range(12)]
+    assert layout.least(scores, 2) == (8, 9)
+    assert layout.least(scores, 6) == (4, 5, 6, 7, 8, 9)
+    assert layout.least(scores, 7) == (4, 5, 6, 7, 8, 9, 11)
+    assert layout.least(scores, 12) == tuple(range(12))
+    assert layout.least([3.0, 1.0, 2.0], 1) == (1,)
     scores = [0, 0, 0, 0, 5, 3, 4, 1, 0, 0]
     assert layout.least(scores, 2) == (5, 7)
-    assert layout.least(scores, 6) == (0, 1, 2, 3, 8, 9)
+    assert layout.least(scores, 6) == (0, 1, 4, 5, 6, 7)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,9 @@ import torch
 import transformers
 
 from engine.errors import Unsupported
+from engine.trainer.data.batch import IGNORED, Document
 from engine.trainer.grow.operators import Grown, Growth
+from engine.trainer.objective import Objective
 from tests.trainer import families
 
 GROWN = ["llama", "llama-plain-heads", "qwen2", "qwen3", "mistral", "gemma2", "gemma3"]
@@ -129,3 +131,29 @@ def test_other_architectures_are_refused_with_the_names_of_those_that_can_be_gro
     model = families.make(family)
     with pytest.raises(Unsupported, match="llama, mistral, qwen2"):
         Grown(copy.deepcopy(model), SHAPES["depth"], seed=1)
+
+
+@pytest.mark.parametrize("family", GROWN)
+def test_what_has_learned_something_still_attends_inside_documents_alone(family: str) -> None:
+    """While a new block is silent nobody sees how it attends."""
+    model = families.make(family)
+    grown = Grown(model, SHAPES["both"], seed=1)
+    documents = [families.document(20, seed=seed) for seed in (1, 2, 3)]
+    objective = Objective.of(model, torch.device("cpu"), 0, documents)
+    with torch.no_grad():
+        for parameter in grown.new_parameters().values():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(4)))
+
+    def loss(*before: Document) -> float:
+        context = [Document(one.ids, [IGNORED] * len(one.ids)) for one in before]
+        with torch.no_grad():
+            return float(objective.summed(objective.collate([[*context, documents[0]]])))
+
+    ids = torch.tensor([documents[0].ids])
+    labels = torch.tensor([documents[0].labels])
+    with torch.no_grad():
+        plain = model(input_ids=ids, use_cache=False).logits[0, :-1]
+    whole = float(torch.nn.functional.cross_entropy(plain, labels[0, 1:], reduction="sum", ignore_index=IGNORED))
+    assert loss() == pytest.approx(whole, rel=1e-5)
+    assert loss(documents[1]) == pytest.approx(whole, rel=1e-5)
+    assert loss(documents[2], documents[1]) == pytest.approx(whole, rel=1e-5)

@@ -38,7 +38,7 @@ def test_on_a_base_in_16_bits_layers_change_nothing_and_width_next_to_nothing(fa
     for growth, most in ((Growth(blocks=(0, 1)), 0.0), (Growth(units=64), 1e-5)):
         found = preservation.measure(Grown(families.make(family).to(torch.bfloat16), growth, seed=1), IDS)
         assert found.change <= most
-        assert (found.kl, found.agreement) == (pytest.approx(0, abs=1e-9), 1.0)
+        assert (found.kl, found.agreement) == (pytest.approx(0, abs=1e-6), 1.0)
 
 
 def test_a_growth_that_speaks_at_once_or_gives_no_number_ends_the_job() -> None:
