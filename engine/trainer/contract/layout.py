@@ -42,7 +42,7 @@ class Layout:
 
 
 def shape_of(model: Any) -> Shape:
-    """Return the shape of a model; of one whose layers differ, with the widest MLP. Raises ShapeUnknown."""
+    """Return the shape of a model; of one whose layers differ, with the mean width of its MLPs. Raises ShapeUnknown."""
     return model_shape.of_config(model.config.to_dict())
 
 
