@@ -22,6 +22,7 @@ from store.errors import NetworkFilesystem, StoreError, StoreReadOnly, damaged, 
 from store.library import Database
 
 BUSY_TIMEOUT_S = 10.0
+CLOSE_WAIT_S = 0.5
 
 
 def step(call: Callable[..., sqlite3.Cursor], sql: str, parameters: Any) -> sqlite3.Cursor:
@@ -42,20 +43,25 @@ class _Connection(sqlite3.Connection):
 
     path: Path
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Held while a statement runs: closed in the middle of one, SQLite would take the process with it.
+        self.busy = threading.RLock()
+
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         """Execute one statement. Raises StoreError; what tells of the caller (IntegrityError, DataError) as it is."""
-        with self._translated():
+        with self._translated(), self.busy:
             return step(super().execute, sql, parameters)
 
     def executemany(self, sql: str, parameters: Any, /) -> sqlite3.Cursor:
         """Execute one statement for many rows. Raises as `execute` does."""
-        with self._translated():
+        with self._translated(), self.busy:
             return step(super().executemany, sql, parameters)
 
     def fetch(self, sql: str, parameters: Any = ()) -> tuple[list[str], list[tuple[Any, ...]]]:
         """Return the columns and all rows of a query: damage is met by fetching, and may lie far from the first row."""
-        cursor = self.execute(sql, parameters)
-        with self._translated():
+        with self._translated(), self.busy:
+            cursor = self.execute(sql, parameters)
             return [column[0] for column in cursor.description or ()], cursor.fetchall()
 
     @contextmanager
@@ -143,7 +149,7 @@ class Store:
         self.path = path
         self.read_only = read_only
         self._local = threading.local()
-        self._connections: weakref.WeakSet[sqlite3.Connection] = weakref.WeakSet()
+        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         try:
             if read_only:
@@ -291,8 +297,10 @@ class Store:
             raise damaged(self.path, "; ".join(" ".join(row.split()) for row in rows[:3]))
 
     def close(self) -> None:
-        """Close every connection of every thread."""
+        """Close every connection of every thread; one on which a statement runs on and on is left to its thread."""
         with self._lock:
             for connection in list(self._connections):
-                connection.close()
+                if connection.busy.acquire(timeout=CLOSE_WAIT_S):
+                    connection.close()
+                    connection.busy.release()
         self._local = threading.local()
