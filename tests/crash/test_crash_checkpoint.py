@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ import torch
 
 from engine import atomic, journal, manifest, pins
 from engine.errors import DiskFailed, NoSpace
+from engine.hyperparams import FinetuneHyperparams
 from engine.journal import JournalWriter
 from engine.order import CHECKPOINTS, JOURNAL, Order
-from engine.trainer import checkpoint, loop, publish
+from engine.trainer import checkpoint, finetune, loop, publish
 from engine.trainer import models as trainer_models
 from engine.trainer.checkpoint import LoopState
 from engine.trainer.optimizer import trained_parameters
@@ -231,6 +233,7 @@ RESULT = {
     "tokens_processed": 10,
     "gpu_seconds": 1.0,
     "params_after": 27_712,
+    "params_delta": 0,
 }
 
 
@@ -256,7 +259,10 @@ class Press:
         """Publish the model and tell of it."""
         order = replace(self.order, fence=fence, output_path=str(models / "out"))
         writer = JournalWriter(models / f"journal-{fence}", fence)
-        publish.publish(order, replace(self.run, reporter=Reporter(writer)), self.tokenizer, RESULT, [(0, 1.0)])
+        run = replace(self.run, reporter=Reporter(writer))
+        settings = FinetuneHyperparams.model_validate(order.hyperparams)
+        finish = partial(finetune.finished, order, run, settings)
+        publish.publish(order, run.reporter, self.tokenizer, finish, result=RESULT, curve=[(0, 1.0)])
 
     def check(self, models: Path) -> bool:
         """Check that the model is whole or not there; say whether it is."""
