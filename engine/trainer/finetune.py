@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from engine.trainer.objective import Objective
 from engine.trainer.peak import Peak
 from engine.trainer.publish import publish
 from engine.trainer.reporter import Reporter
-from engine.trainer.run import Run, StopFlag
+from engine.trainer.run import Run, StopFlag, outcome_of
 
 
 def prepare(order: Order, settings: FinetuneHyperparams, reporter: Reporter) -> tuple[Objective, Any, Corpus, int]:
@@ -47,26 +46,8 @@ def judge_baseline(run: Run, tokenizer: Any, state: LoopState) -> None:
 
 def result_of(run: Run, state: LoopState, params: int) -> dict[str, Any]:
     """Return the job's result, in the fields of the fusion dialect and ours. Fine-tuning adds no parameter."""
-    before, after = math.exp(state.baseline_loss or 0.0), math.exp(state.eval_loss or 0.0)
-    return {
-        "ppl_baseline": before,
-        "ppl_final": after,
-        "ppl_delta_pct": 100 * (after - before) / before,
-        "loss_final": state.train_loss,
-        "params_before": params,
-        "params_after": params,
-        "params_delta": 0,
-        "function_preservation": None,
-        "gpu_seconds": state.seconds,
-        "tokens_processed": state.tokens,
-        "steps": state.step,
-        "skipped_steps": state.skipped,
-        "truncated_rows": run.corpus.truncated_rows,
-        "dropped_rows": run.corpus.dropped_rows,
-        "rows_trained": run.corpus.training_rows,
-        "rows_held_out": len(run.corpus.validation_rows),
-        **state.samples,
-    }
+    sizes = {"params_before": params, "params_after": params, "params_delta": 0}
+    return {**outcome_of(run, state), **sizes, "function_preservation": None}
 
 
 def finished(order: Order, run: Run, settings: FinetuneHyperparams, staged: Path) -> tuple[Any, torch.dtype]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,3 +72,23 @@ class Run:
     def device(self) -> torch.device:
         """Where it is trained."""
         return self.objective.device
+
+
+def outcome_of(run: Run, state: LoopState) -> dict[str, Any]:
+    """Return what the result of every job that trains on rows says of its training, in the fields of the dialect."""
+    before, after = math.exp(state.baseline_loss or 0.0), math.exp(state.eval_loss or 0.0)
+    return {
+        "ppl_baseline": before,
+        "ppl_final": after,
+        "ppl_delta_pct": 100 * (after - before) / before,
+        "loss_final": state.train_loss,
+        "gpu_seconds": state.seconds,
+        "tokens_processed": state.tokens,
+        "steps": state.step,
+        "skipped_steps": state.skipped,
+        "truncated_rows": run.corpus.truncated_rows,
+        "dropped_rows": run.corpus.dropped_rows,
+        "rows_trained": run.corpus.training_rows,
+        "rows_held_out": len(run.corpus.validation_rows),
+        **state.samples,
+    }

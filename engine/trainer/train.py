@@ -31,7 +31,7 @@ from engine.trainer.phases import Phase, Phases
 from engine.trainer.preparing import Prepared
 from engine.trainer.publish import publish
 from engine.trainer.reporter import Reporter
-from engine.trainer.run import Run, StopFlag, Stopped
+from engine.trainer.run import Run, StopFlag, Stopped, outcome_of
 
 PROBED_DOCUMENTS, PROBED_TOKENS = 16, 256  # that layers are scored on
 OWN_TOKENS = 256  # at most, of a sequence that the model writes
@@ -84,7 +84,6 @@ def look(model: Any, work: Work) -> Phase:
     count = min(PROBED_DOCUMENTS, len(ready.corpus.training))
     probed = [one.ids[:PROBED_TOKENS] for pack in ready.corpus.sequences(0, count, settings.seed) for one in pack]
     found = diagnose.scores(model, [ids for ids in probed if len(ids) > 1][:PROBED_DOCUMENTS], ready.device)
-    model.zero_grad(set_to_none=True)
     behind = diagnose.places(found, size.blocks)
     facts = {
         "layers": [one.document() for one in found],
@@ -164,17 +163,13 @@ class Begun:
 
 def result_of(run: Run, state: LoopState, facts: dict[str, Any], settings: TrainHyperparams) -> dict[str, Any]:
     """Return the job's result, in the fields of the fusion dialect and ours."""
-    before, after = math.exp(facts["loss_before"]), math.exp(state.eval_loss or 0.0)
     sequences = facts["ran"] * settings.batch_size * settings.grad_accum
     return {
-        "ppl_baseline": before,
+        **outcome_of(run, state),
         "ppl_after_growth": math.exp(facts["loss_after"]),
-        "ppl_final": after,
-        "ppl_delta_pct": 100 * (after - before) / before,
         "self_ppl_baseline": math.exp(facts["own_loss_before"]),
         "self_ppl_after_growth": math.exp(facts["own_loss_after"]),
         "self_ppl_final": math.exp(facts["own_loss_final"]),
-        "loss_final": state.train_loss,
         "params_before": facts["params"],
         "params_after": facts["params"] + facts["added"],
         "params_delta": facts["added"],
@@ -187,14 +182,7 @@ def result_of(run: Run, state: LoopState, facts: dict[str, Any], settings: Train
         # As the dialect counts: every position of every sequence. What of it was text is beside it.
         "tokens_processed": sequences * settings.seq_len,
         "tokens_trained": state.tokens,
-        "steps": state.step,
-        "skipped_steps": state.skipped,
-        "truncated_rows": run.corpus.truncated_rows,
-        "dropped_rows": run.corpus.dropped_rows,
-        "rows_trained": run.corpus.training_rows,
-        "rows_held_out": len(run.corpus.validation_rows),
-        **facts.get("ungrown", {}),
-        **state.samples,
+        **facts["ungrown"],
     }
 
 
