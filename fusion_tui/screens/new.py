@@ -178,6 +178,8 @@ class NewScreen(FusionScreen):
             holder = self.query_one(place)
             await holder.remove_children()
             await holder.mount(*_rows(type, names))
+        for one in TYPES:  # their settings' names are of different lengths
+            self.set_class(one == type, f"-{one}")
         self._type, self._advised, self._before = type, None, None
         self._row("dataset").display = Draft(type=type).takes_dataset
         for place in ("#warnings", "#reasons", "#memory"):

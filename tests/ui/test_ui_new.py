@@ -54,16 +54,29 @@ def large_model(folder: Path, **config: Any) -> catalog.BaseModel:
     return base_model(id="large-1", name="a-large-one", params=8_030_261_248, path=str(folder))
 
 
+async def begin(pilot: Pilot[Any]) -> None:
+    """Open the form on the starter pair."""
+    await pilot.press("n")
+    await advised(pilot)
+    await choose(pilot, "model", STARTER["model"])
+    await choose(pilot, "dataset", STARTER["dataset"])
+
+
+async def choose_type(pilot: Pilot[Any], type: str) -> NewScreen:
+    screen = pilot.app.screen
+    assert isinstance(screen, NewScreen)
+    screen.query_one("#field-type Select", Select).value = type
+    await until(pilot, lambda: screen.draft().type == type, what=f"the form of {type}")
+    return screen
+
+
 @SIZES
 async def test_recommended_values_are_filled_in_with_window_reason_and_memory(
     service: Service, size: tuple[int, int]
 ) -> None:
     app = open_app(service)
     async with app.run_test(notifications=True, size=size) as pilot:
-        await pilot.press("n")
-        await advised(pilot)
-        await choose(pilot, "model", STARTER["model"])
-        await choose(pilot, "dataset", STARTER["dataset"])
+        await begin(pilot)
         values = await advised(pilot)
         settings = f"--set steps={values['steps']} --set lr={values['lr']:g} --set seq_len={values['seq_len']}"
         await sees(pilot, settings, "for hidden size 256 and about", "holds 100% of the rows whole")
@@ -313,90 +326,6 @@ async def test_without_a_dataset_the_form_says_so(service: Service) -> None:
         await pilot.press("f3")
         await sees(pilot, "Choose a model and a dataset first.")
         assert list((service.home.root / "requests").iterdir()) == []
-
-
-async def choose_type(pilot: Pilot[Any], type: str) -> NewScreen:
-    screen = pilot.app.screen
-    assert isinstance(screen, NewScreen)
-    screen.query_one("#field-type Select", Select).value = type
-    await until(pilot, lambda: screen.draft().type == type, what=f"the form of {type}")
-    return screen
-
-
-@SIZES
-async def test_a_train_job_has_its_own_settings_advice_memory_and_command(
-    service: Service, size: tuple[int, int]
-) -> None:
-    app = open_app(service)
-    async with app.run_test(notifications=True, size=size) as pilot:
-        await pilot.press("n")
-        await advised(pilot)
-        await choose(pilot, "model", STARTER["model"])
-        await choose(pilot, "dataset", STARTER["dataset"])
-        await choose_type(pilot, "train")
-        values = await advised(pilot)
-        await sees(pilot, "New run: train", "$ fusion-tui submit train --model", f"--set turns={values['turns']}")
-        await sees(pilot, "memory: needs", "fits")
-        await pilot.press("f2")
-        await until(pilot, service.jobs)
-        (job,) = service.jobs()
-        assert (job.type, job.hyperparams["growth_ratio"]) == ("train", 0.5)
-        assert {name: job.hyperparams[name] for name in values} == values
-        assert job.plan
-        assert job.plan["mode"] == "grow/none"
-
-
-async def test_a_contract_job_is_submitted_by_keys_alone_and_names_no_dataset(service: Service) -> None:
-    app = open_app(service)
-    async with app.run_test(notifications=True, size=SMALL) as pilot:
-        await pilot.press("n")
-        await advised(pilot)
-        await pilot.press("shift+tab", "shift+tab", "shift+tab", "enter", "end", "enter")
-        await sees(pilot, "New run: contract makes a model smaller", "✓ can be queued")
-        assert not app.screen.query_one("#field-dataset").display
-        await sees(pilot, "$ fusion-tui submit contract --model starter")
-        assert "--dataset" not in screen_text(app)
-        await pilot.press("tab", "tab", "ctrl+u", *"0.25")
-        await sees(pilot, "--set contraction_ratio=0.25", "✓ can be queued")
-        await pilot.press("f3")
-        (file,) = await until(pilot, lambda: list((service.home.root / "requests").glob("starter-contract-*.json")))
-        assert json.loads(file.read_text()) == {
-            "type": "contract",
-            "base_model_id": "starter",
-            "hyperparams": {"contraction_ratio": 0.25},
-        }
-        await pilot.press("f2")
-        await until(pilot, service.jobs)
-        (job,) = service.jobs()
-        assert (job.type, job.dataset_id, job.hyperparams["contraction_ratio"]) == ("contract", None, 0.25)
-
-
-async def test_what_the_model_rules_out_stands_beside_its_field(service: Service) -> None:
-    own = base_model(id="old-1", name="an-old-one", family="gpt2", path="/nowhere")
-    put(service, own)
-    app = open_app(service)
-    async with app.run_test(notifications=True, size=LARGE) as pilot:
-        await pilot.press("n")
-        await sees(pilot, "✓ can be queued")
-        await choose(pilot, "model", STARTER["model"])
-        screen = await choose_type(pilot, "contract")
-        screen.query_one("#field-num_layers_to_contract Input", Input).value = "6"
-        await sees(pilot, "✗ the model has 5 layers, so 6 cannot be contracted", "✗ 1 field to mend")
-        await choose_type(pilot, "train")
-        await choose(pilot, "model", "old-1")
-        await sees(pilot, "✗ a model of the type 'gpt2' cannot be grown yet; these can: llama, mistral")
-        await choose_type(pilot, "finetune")
-        await sees(pilot, "submit finetune --model an-old-one --dataset starter", "✓ can be queued")
-
-
-async def test_settings_that_stay_open_are_shown_as_they_would_run(service: Service) -> None:
-    app = open_app(service)
-    async with app.run_test(notifications=True, size=SMALL) as pilot:
-        await pilot.press("n")
-        await advised(pilot)
-        await choose(pilot, "model", STARTER["model"])
-        await choose_type(pilot, "contract")
-        await sees(pilot, "free: fits with num_layers_to_contract 5")
 
 
 async def test_any_size_of_the_form_is_survived(service: Service) -> None:
