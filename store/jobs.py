@@ -63,6 +63,11 @@ class Job:
     plan: dict[str, Any] | None = None  # the memory plan as of the submit
     after_id: str | None = None  # the job that must be completed before this one starts
     done: float | None = None  # share of the work, as the worker says where steps do not tell
+    project_id: str | None = None
+    more_dataset_ids: tuple[str, ...] = ()  # read after dataset_id, as one dataset
+    checkpoint_id: str | None = None  # the checkpoint of an earlier job whose weights this one starts from
+    save_requested: bool = False
+    delete_requested: bool = False  # once the worker has stopped, with the model that the job made
 
     @property
     def finished(self) -> bool:
@@ -94,7 +99,9 @@ def _job(row: Mapping[str, Any]) -> Job:
     for field in ("hyperparams", "tags"):
         values[field] = json.loads(values[field])
     values["plan"] = json.loads(values["plan"]) if values["plan"] else None
-    values["stop_requested"] = bool(values["stop_requested"])
+    values["more_dataset_ids"] = tuple(json.loads(values["more_dataset_ids"]))
+    for flag in ("stop_requested", "save_requested", "delete_requested"):
+        values[flag] = bool(values[flag])
     return Job(**values)
 
 
@@ -116,6 +123,9 @@ def insert(
     now: float,
     plan: Mapping[str, Any] | None = None,
     after_id: str | None = None,
+    project_id: str | None = None,
+    more_dataset_ids: Sequence[str] = (),
+    checkpoint_id: str | None = None,
 ) -> Job:
     """Add a queued job with its first event, and its hold where it starts after another that is not completed."""
     hold = hold_after(db, after_id)
@@ -139,6 +149,9 @@ def insert(
             "created_at": now,
             "plan": json.dumps(dict(plan)) if plan else None,
             "after_id": after_id,
+            "project_id": project_id,
+            "more_dataset_ids": json.dumps(list(more_dataset_ids)),
+            "checkpoint_id": checkpoint_id,
             "hold": hold,
         },
     )

@@ -223,7 +223,31 @@ ALTER TABLE jobs ADD COLUMN after_id TEXT;
 ALTER TABLE jobs ADD COLUMN done REAL;
 """
 
-MIGRATIONS: tuple[str, ...] = (FIRST, SECOND, THIRD, FOURTH)
+# What the second dialect says of a job; asking a worker to save, and a run to go once it has stopped; files sent here.
+FIFTH = """
+ALTER TABLE jobs ADD COLUMN project_id TEXT;
+ALTER TABLE jobs ADD COLUMN more_dataset_ids TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE jobs ADD COLUMN checkpoint_id TEXT;
+ALTER TABLE jobs ADD COLUMN save_requested INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN delete_requested INTEGER NOT NULL DEFAULT 0;
+
+CREATE TABLE uploads (
+    id TEXT PRIMARY KEY,
+    filename TEXT NOT NULL,
+    content_type TEXT NOT NULL,
+    state TEXT NOT NULL,
+    bytes INTEGER NOT NULL DEFAULT 0,
+    detail TEXT NOT NULL DEFAULT '',
+    dataset_name TEXT,
+    dataset_version INTEGER,
+    dataset_type TEXT,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    UNIQUE (dataset_name, dataset_version)
+);
+"""
+
+MIGRATIONS: tuple[str, ...] = (FIRST, SECOND, THIRD, FOURTH, FIFTH)
 
 
 def applied(db: Database) -> int:

@@ -19,10 +19,11 @@ from fastapi import FastAPI
 from engine.errors import EngineError
 from engine.service import Service, package_version
 from engine.specs import REQUESTS
-from fusion_tui.api import body, errors, fusion, fusion_datasets, recommend
-from fusion_tui.api.fusion_entries import NewDataset
+from fusion_tui.api import body, errors
+from fusion_tui.api.fusion.entries import NewDataset
+from fusion_tui.api.fusion.recommend import RecommendRequest
+from fusion_tui.api.fusion.routes import ROUTERS
 from fusion_tui.api.guard import MAX_HEADER_BYTES, Guard
-from fusion_tui.api.recommend import RecommendRequest
 from fusion_tui.api.wire import BoundedH11Protocol
 
 START_DEADLINE_S = 20.0
@@ -55,10 +56,8 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     for prefix in ("", "/api"):
-        app.include_router(fusion.open_router, prefix=prefix)
-        app.include_router(fusion.router, prefix=prefix)
-        app.include_router(fusion_datasets.router, prefix=prefix)
-        app.include_router(recommend.router, prefix=prefix)
+        for router in ROUTERS:
+            app.include_router(router, prefix=prefix)
     errors.install(app)
     app.add_middleware(Guard, service=service)
     return app

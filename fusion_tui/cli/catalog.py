@@ -16,7 +16,7 @@ from engine.errors import InvalidData
 from engine.resources import size_text
 from engine.service import AnyModel, Dataset, Lineage, Service
 from engine.text import clean_text
-from fusion_tui.api import fusion_entries as answers
+from fusion_tui.api.fusion import entries as answers
 from fusion_tui.cli.output import Session, document, json_option, pass_session, progress, progress_done, say, table
 
 

@@ -19,7 +19,8 @@ from engine.evidence import Evidence
 from engine.service import Job, Point, Service, states
 from engine.text import clean_text
 from fusion_tui import daemon
-from fusion_tui.api import fusion_models as answers
+from fusion_tui.api.answer import iso
+from fusion_tui.api.fusion import answers
 from fusion_tui.cli import plans
 from fusion_tui.cli.output import Session, document, json_option, pass_session, say, table
 from fusion_tui.cli.results import result_text
@@ -305,7 +306,7 @@ def events(session: Session, *, job_ref: str, as_json: bool) -> None:
         return
     for event in happened:
         payload = "  ".join(f"{key}={value}" for key, value in event.payload.items() if value is not None)
-        click.echo(clean_text(f"{answers.iso(event.ts)}  {event.kind:<14} {payload}"))
+        click.echo(clean_text(f"{iso(event.ts)}  {event.kind:<14} {payload}"))
 
 
 @click.command()

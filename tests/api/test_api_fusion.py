@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from engine.service import Service
-from fusion_tui.api import fusion_models
+from fusion_tui.api.fusion import answers
 from store import jobs, states, telemetry
 from tests.api.conftest import BASE, DATA
 
@@ -41,7 +41,7 @@ def move(service: Service, job_id: str, *path: str, **columns) -> None:
 
 
 def test_the_statuses_of_the_dialect_are_the_states_of_the_store():
-    assert set(get_args(fusion_models.Status)) == set(states.ALL)
+    assert set(get_args(answers.Status)) == set(states.ALL)
 
 
 def test_a_posted_job_is_created_with_every_field(http, payload):

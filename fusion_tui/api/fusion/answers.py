@@ -1,18 +1,17 @@
-"""What dialect A answers, as typed models: the source of the OpenAPI document.
+"""What dialect A answers about jobs, as typed models: the source of the OpenAPI document.
 
-The rule: field names are the dialect's own, to the letter; rows turn into them here and in `fusion_entries` alone.
+The rule: field names are the dialect's own, to the letter; rows turn into them here and in `entries` alone.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
-from datetime import datetime, timezone
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
 from engine import service as rows
+from fusion_tui.api.answer import Answer, Measure, Timestamp
 
 Status = Literal[
     "queued",
@@ -26,30 +25,6 @@ Status = Literal[
     "failed",
     "cancelled",
 ]
-
-
-def iso(seconds: float) -> str:
-    """Return seconds since 1970 as ISO-8601 in UTC, with milliseconds and a Z."""
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _time(value: Any) -> Any:
-    return iso(value) if isinstance(value, int | float) else value
-
-
-def _finite(value: Any) -> Any:
-    """Return None for what JSON has no word for: a loss that ran away is stored as it was."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-Timestamp = Annotated[str, BeforeValidator(_time), Field(json_schema_extra={"format": "date-time"})]
-Measure = Annotated[float | None, BeforeValidator(_finite)]
-
-
-class Answer(BaseModel):
-    """Anything this dialect answers."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class StoredPlan(Answer):

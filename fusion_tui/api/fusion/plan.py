@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fusion_tui.api.fusion_models import Answer, StoredPlan
+from fusion_tui.api.answer import Answer
+from fusion_tui.api.fusion.answers import StoredPlan
 
 
 class Alternative(Answer):

@@ -1,6 +1,6 @@
 """Dialect A's routes about datasets: list, register, and (ours) show what a model will see of one.
 
-The rule: as in `fusion`: a route translates, calls the service, translates back.
+The rule: as in `jobs`: a route translates, calls the service, translates back.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from fastapi import APIRouter, Query
 from engine.catalog import SEQ_LEN_LEAST, SEQ_LEN_MOST
 from engine.errors import InvalidData, UnknownReference
 from fusion_tui.api import body, errors
-from fusion_tui.api import fusion_entries as entries
-from fusion_tui.api.access import SCHEMES, needs
-from fusion_tui.api.fusion import READ, Engine, Id
+from fusion_tui.api.access import DATASETS, READ, SCHEMES, Engine, Id
+from fusion_tui.api.fusion import entries
 from store.errors import NotFound
 
 router = APIRouter(
@@ -38,7 +37,7 @@ def list_datasets(service: Engine) -> list[entries.DatasetEntry]:
 @router.post(
     "",
     status_code=201,
-    dependencies=[needs("datasets")],
+    dependencies=DATASETS,
     responses=errors.documented(400, 408, 413, 415),
     openapi_extra=body.documented(entries.NewDataset),
 )

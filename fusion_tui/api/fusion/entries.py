@@ -1,6 +1,6 @@
 """What dialect A answers of models, datasets and keys, and what it takes to register a dataset.
 
-The rule: as in `fusion_models`: field names to the letter, and paths inside the data folder stay inside.
+The rule: as in `answers`: field names to the letter, and paths inside the data folder stay inside.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from engine import service as rows
 from engine.data.inspection import BadRows, Bucket, Inspection, SequenceView
 from engine.service import AnyModel, Dataset
-from fusion_tui.api.fusion_models import Answer, Timestamp
+from fusion_tui.api.answer import Answer, Timestamp
 
 Format = Literal["messages", "sharegpt", "dpo", "prompt_completion", "alpaca", "grpo", "text"]
 

@@ -1,0 +1,1 @@
+"""Dialect A, "fusion"."""

@@ -1,0 +1,141 @@
+"""Dialect A's routes about jobs.
+
+The rule: a route translates, calls the service, translates back; what may be done to a job is decided there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+
+from engine.specs import REQUESTS
+from fusion_tui.api import body, errors
+from fusion_tui.api.access import LARGEST, READ, SCHEMES, TRAIN, Engine, Id
+from fusion_tui.api.fusion import answers
+from fusion_tui.api.fusion.plan import MemoryPlan
+from store.errors import NotFound
+
+router = APIRouter(tags=["jobs"], dependencies=SCHEMES, responses=errors.documented(401, 403, 421, 422, 503))
+
+
+@router.post(
+    "/jobs",
+    status_code=201,
+    dependencies=TRAIN,
+    response_model_exclude_unset=True,
+    responses=errors.documented(400, 408, 409, 413, 415)
+    | {200: {"model": answers.Job, "description": "The job that this idempotency key made before."}},
+    openapi_extra=body.documented(*REQUESTS.values()),
+)
+def submit_job(service: Engine, payload: body.JsonObject, response: Response) -> answers.Job:
+    """Queue a job. The same idempotency key with the same payload answers 200 and the same job."""
+    submission = service.submit(payload)
+    if not submission.created:
+        response.status_code = 200
+    return answers.Job.of(submission.job)
+
+
+@router.post(
+    "/jobs/plan",
+    dependencies=TRAIN,
+    responses=errors.documented(400, 408, 413, 415),
+    openapi_extra=body.documented(*REQUESTS.values()),
+)
+def plan_job(
+    service: Engine, payload: body.JsonObject, card_gb: Annotated[float | None, Query(gt=0, le=10_000)] = None
+) -> MemoryPlan:
+    """Return the memory that a job would need, here or on an NVIDIA card of `card_gb`; submit nothing.
+
+    The body is that of a job; its key and dataset may be left out, and its model may be a folder with a config.json.
+    """
+    return MemoryPlan.model_validate(service.plan(payload, card_gb=card_gb).document())
+
+
+@router.get("/jobs", dependencies=READ, response_model_exclude_unset=True)
+def list_jobs(
+    service: Engine,
+    status: answers.Status | None = None,
+    limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+    offset: Annotated[int, Query(ge=0, le=LARGEST)] = 0,
+) -> list[answers.Job]:
+    """List jobs, newest first."""
+    return [answers.Job.of(job) for job in service.jobs(status=status, limit=limit, offset=offset)]
+
+
+jobs = APIRouter(prefix="/jobs/{id}", responses=errors.documented(404))
+
+
+@jobs.get("", dependencies=READ, response_model_exclude_unset=True)
+def get_job(service: Engine, job_id: Id) -> answers.Job:
+    """Show one job."""
+    return answers.Job.of(service.job(job_id))
+
+
+@jobs.get("/metrics", dependencies=READ)
+def get_metrics(
+    service: Engine, job_id: Id, since_step: Annotated[int, Query(ge=-1, le=LARGEST)] = -1
+) -> answers.Metrics:
+    """Return the telemetry points strictly newer than `since_step`; `latest_step` is what to give for it next time.
+
+    Both count the job's own steps: those of the phases train and eval. Points of other phases (of growing, shrinking,
+    or the comparison with an ungrown model) count other things, and come when `since_step` is below 0 or left out; of
+    a job that makes no steps of its own, as a contract job without healing, they are all there is, and count here.
+    """
+    service.job(job_id)
+    latest = service.latest_step(job_id)
+    return answers.Metrics.of(job_id, service.points(job_id, since_step=since_step), latest)
+
+
+@jobs.get("/logs", dependencies=READ)
+def get_logs(service: Engine, job_id: Id, since: Annotated[int, Query(ge=0, le=LARGEST)] = 0) -> answers.Logs:
+    """Return the kept log lines with a number above `since`."""
+    service.job(job_id)
+    kept = service.logs(job_id)
+    return answers.Logs.of(job_id, [line for line in kept if line.seq > since], kept[-1].seq if kept else 0)
+
+
+@jobs.get("/events", dependencies=READ)
+def get_events(service: Engine, job_id: Id) -> list[answers.Event]:
+    """Return the job's history, oldest first: every change of state, and what else happened."""
+    service.job(job_id)
+    return [answers.Event.model_validate(asdict(event)) for event in service.events(job_id)]
+
+
+@jobs.get("/result", dependencies=READ)
+def get_result(service: Engine, job_id: Id) -> answers.Result:
+    """Return what the job came to; 404 until there is a result."""
+    job = service.job(job_id)
+    result = service.result(job_id)
+    if result is None:
+        raise NotFound(f"The job {job.name} is {job.state} and has no result yet.")
+    return answers.Result.model_validate(result)
+
+
+@jobs.get("/checkpoints", dependencies=READ)
+def get_checkpoints(service: Engine, job_id: Id) -> list[answers.Checkpoint]:
+    """Return the job's checkpoints, oldest first."""
+    service.job(job_id)
+    return [answers.Checkpoint.of(checkpoint) for checkpoint in service.checkpoints(job_id)]
+
+
+@jobs.post("/cancel", dependencies=TRAIN, response_model_exclude_unset=True, responses=errors.documented(409))
+def cancel_job(service: Engine, job_id: Id) -> answers.Job:
+    """End a queued job at once; ask a running one to finish its step, save and stop."""
+    return answers.Job.of(service.cancel(job_id))
+
+
+@jobs.post("/retry", dependencies=TRAIN, response_model_exclude_unset=True, responses=errors.documented(409))
+def retry_job(service: Engine, job_id: Id) -> answers.Job:
+    """Queue a failed or cancelled job again; it goes on from its newest checkpoint."""
+    return answers.Job.of(service.retry(job_id))
+
+
+@jobs.delete("", dependencies=TRAIN, status_code=204, responses=errors.documented(409))
+def delete_job(service: Engine, job_id: Id) -> None:
+    """Remove a finished job with its telemetry and checkpoints; the model it made stays."""
+    service.delete(job_id)
+
+
+router.include_router(jobs)
