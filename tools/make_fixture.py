@@ -50,6 +50,11 @@ LATER = {
         "UPDATE jobs SET after_id = (SELECT id FROM jobs WHERE state = 'completed') WHERE state = 'queued'",
         "UPDATE jobs SET done = 0.25, total_steps = 0, type = 'contract', dataset_id = NULL WHERE state = 'staging'",
     ),
+    5: (
+        "UPDATE jobs SET project_id = 'p', more_dataset_ids = '[\"data-2\"]' WHERE state = 'running'",
+        "UPDATE jobs SET checkpoint_id = (SELECT max(id) FROM checkpoints), save_requested = 1 WHERE state = 'running'",
+        "INSERT INTO uploads VALUES ('up-1', 'rows.jsonl', 'text/plain', 'failed', 9, 'row 2', 'sent', 1, NULL, 1, 2)",
+    ),
 }
 ROOT = "/fixture"  # stands for the data folder in the paths of the rows
 
