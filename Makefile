@@ -44,6 +44,7 @@ bench: $(VENV)/.tools  ## the figures of docs/benchmarks.md
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.loop_overhead
 	$(BIN)/python -m bench.ingest
+	$(BIN)/python -m bench.api
 	$(BIN)/python -m bench.memory_plan
 	$(BIN)/python -m bench.finetune_vs_trl
 

@@ -178,7 +178,7 @@ def walk(method: Method, work: Work, rate: float) -> Iterator[dict[str, Any]]:
     spent = 0.0
     for step in range(1, work.steps + 1):
         began = time.perf_counter()
-        peak = learning_rate(step, steps=work.steps, peak=rate, shape="cosine", warmup_ratio=0.03)
+        peak = learning_rate(step, steps=work.steps, peak=rate, shape="cosine", warmup=round(0.03 * work.steps))
         train_step(run, state, step, peak)
         spent += time.perf_counter() - began
         if step * LOOKS % work.steps == 0:

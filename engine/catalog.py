@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -19,18 +19,22 @@ from engine.data import importing, inspection, rows
 from engine.data.importing import ImportedRows, Progress, silent
 from engine.errors import Conflict, Fault, InvalidData, InvalidRequest, UnknownReference
 from engine.paths import NAME_PATTERN, STARTER_MODEL, STARTER_ROWS, Home
-from store import Store, catalog, jobs
+from store import Store, catalog, jobs, selecting, states
 from store.catalog import BaseModel, Dataset, Model
 from store.jobs import Job
 from store.library import Database
 
 STARTER = "starter"
+PREFIX_LEAST = 4  # characters of an id that can stand for it
+TAKEN = "taken"  # the word for programs of a fault about a name
 CONTRACT = "contract"  # the type of job that learns from no dataset
 # Fixed ids, so that a script's reference to the starter pair holds on every machine.
 STARTER_MODEL_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "fusion-tui/starter-model"))
 STARTER_DATASET_ID = str(uuid.uuid5(uuid.NAMESPACE_URL, "fusion-tui/starter-data"))
 
-SEQ_LEN_LEAST, SEQ_LEN_MOST = 16, 1_048_576  # as in `specs`, which brings pydantic
+# As in `hyperparams`, which brings pydantic.
+SEQ_LEN_LEAST, SEQ_LEN_MOST = 16, 1_048_576
+LOSS_ON = ("answers", "last_answer", "all")
 
 AnyModel = BaseModel | Model
 Entry = TypeVar("Entry", BaseModel, Model, Dataset, AnyModel)
@@ -44,7 +48,7 @@ def _pick(entries: Sequence[Entry], reference: str, kind: str, remedy: str) -> E
     named = [entry for entry in entries if entry.name == reference]
     if named:
         return max(named, key=lambda entry: entry.version)
-    prefixed = [entry for entry in entries if len(reference) >= 4 and entry.id.startswith(reference)]
+    prefixed = [entry for entry in entries if len(reference) >= PREFIX_LEAST and entry.id.startswith(reference)]
     if len(prefixed) == 1:
         return prefixed[0]
     if prefixed:
@@ -57,14 +61,14 @@ def _pick(entries: Sequence[Entry], reference: str, kind: str, remedy: str) -> E
 
 def find_model(db: Database, reference: str) -> AnyModel:
     """Return the base or trained model that `reference` (id, name, unique id prefix) names. Raises UnknownReference."""
-    return _pick(_models(db), reference, "model", "Add one with: fusion-tui models add PATH_OR_HUB_ID --name NAME")
+    found = _called(db, reference, begins=len(reference) >= PREFIX_LEAST) or _models(db)
+    return _pick(found, reference, "model", "Add one with: fusion-tui models add PATH_OR_HUB_ID --name NAME")
 
 
 def find_dataset(db: Database, reference: str) -> Dataset:
     """Return the dataset that `reference` names. Raises UnknownReference."""
-    return _pick(
-        catalog.datasets(db), reference, "dataset", "Add one with: fusion-tui datasets add PATH_OR_HUB_ID --name NAME"
-    )
+    found = catalog.matching(db, Dataset, reference, begins=len(reference) >= PREFIX_LEAST) or catalog.datasets(db)
+    return _pick(found, reference, "dataset", "Add one with: fusion-tui datasets add PATH_OR_HUB_ID --name NAME")
 
 
 def model_of(job: Job) -> str:
@@ -77,13 +81,19 @@ def data_of(job: Job) -> str | None:
     return job.dataset_id or job.hyperparams.get("eval_dataset_id")
 
 
+def datasets_of(job: Job) -> tuple[str, ...]:
+    """Return the ids of all datasets that a job reads, in their order."""
+    first = data_of(job)
+    return (first, *job.more_dataset_ids) if first else ()
+
+
 def need_entries(db: Database, job: Job, *, model: bool = True) -> None:
-    """Raise Conflict where the model (unless it is still to be made) or the dataset that a job reads was removed."""
+    """Raise Conflict where the model (unless it is still to be made) or a dataset that a job reads was removed."""
     needed: list[tuple[str, Callable[[Database, str], object], str]] = []
     if model:
         needed.append(("model", find_model, model_of(job)))
     if job.type != CONTRACT or data_of(job):
-        needed.append(("dataset", find_dataset, data_of(job) or ""))
+        needed += [("dataset", find_dataset, entry_id) for entry_id in datasets_of(job) or ("",)]
     for kind, finding, entry_id in needed:
         try:
             finding(db, entry_id)
@@ -99,13 +109,18 @@ def need_free_name(db: Database, name: str, *, besides: Sequence[str] = ()) -> N
 
     `besides` are the ids of a job and of its model, which may be called so.
     """
-    models = (one for one in _models(db) if one.id not in besides and one.name == name)
+    models = (one for one in _called(db, name, begins=False) if one.id not in besides and one.name == name)
     user = next((f"the model {name} is there" for _ in models), None)
-    makers = (job for job in _unfinished(db) if job.id not in besides and makes(job) == name)
-    user = user or next((f"the run {job.name} makes it" for job in makers), None)
+    makers = (job for job_id, job, output in selecting.outputs(db) if job_id not in besides and output == name)
+    user = user or next((f"the run {job} makes it" for job in makers), None)
     if user:
         message = f"'{name}' is taken already: {user}. Choose another name, or leave it out"
-        raise InvalidRequest([Fault(("hyperparams", "output_name"), message, "taken")])
+        raise InvalidRequest([Fault(("hyperparams", "output_name"), message, TAKEN)])
+
+
+def names_taken(db: Database, begin: str) -> set[str]:
+    """Return the names that no new model may have: those of models that begin so, and of what unfinished jobs make."""
+    return catalog.model_names(db, begin) | {output for _, _, output in selecting.outputs(db)}
 
 
 def makes(job: Job) -> str:
@@ -113,19 +128,24 @@ def makes(job: Job) -> str:
     return str(job.hyperparams.get("output_name", ""))
 
 
+def _called(db: Database, reference: str, *, begins: bool) -> list[AnyModel]:
+    base = catalog.matching(db, BaseModel, reference, begins=begins)
+    return [*base, *catalog.matching(db, Model, reference, begins=begins)]
+
+
 def _models(db: Database) -> list[AnyModel]:
     return [*catalog.base_models(db), *catalog.models(db)]
 
 
 def _unfinished(db: Database) -> list[Job]:
-    return [job for job in jobs.newest(db) if not job.finished]
+    return jobs.newest(db, states=states.UNFINISHED)
 
 
-def check_name(name: str) -> None:
-    """Raise InvalidRequest unless `name` can name a catalogue entry."""
+def check_name(name: str, field: str = "name") -> None:
+    """Raise InvalidRequest unless `name`, which stands in `field`, can name a catalogue entry."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise InvalidRequest(
-            [Fault(("name",), f"'{name}' cannot be a name: use letters, digits, '.', '_' and '-', at most 100")]
+            [Fault((field,), f"'{name}' cannot be a name: use letters, digits, '.', '_' and '-', at most 100")]
         )
 
 
@@ -135,7 +155,8 @@ def check_format(form: str | None) -> None:
         raise InvalidRequest([Fault(("format",), f"unknown format '{form}'; known: {', '.join(rows.SHAPES)}")])
 
 
-def _entry(dataset_id: str, name: str, found: ImportedRows, path: Path, *, source: str, now: float) -> Dataset:
+def dataset_entry(dataset_id: str, name: str, found: ImportedRows, path: Path, *, source: str, now: float) -> Dataset:
+    """Return the row of imported rows; its version is given when it is added."""
     return Dataset(
         id=dataset_id,
         name=name,
@@ -167,6 +188,24 @@ def need_text_to_learn(dataset: Dataset, field: tuple[str, ...] = ("dataset_id",
         raise InvalidRequest([Fault(field, message)])
 
 
+def to_learn_from(db: Database, first: str, more: Sequence[str]) -> Iterator[Dataset]:
+    """Yield the datasets that a request names, in their order.
+
+    Raises UnknownReference; InvalidRequest for one that has no text to learn, or is named twice: its rows would be
+    trained on and held out.
+    """
+    named: dict[str, str] = {}
+    fields: list[tuple[str, ...]] = [("dataset_id",), *(("more_dataset_ids", str(i)) for i in range(len(more)))]
+    for field, reference in zip(fields, (first, *more), strict=True):
+        dataset = find_dataset(db, reference)
+        need_text_to_learn(dataset, field)
+        if dataset.id in named:
+            message = f"'{reference}' is {named[dataset.id]} again. Name each dataset once"
+            raise InvalidRequest([Fault(field, message, "twice")])
+        named[dataset.id] = f"the dataset of {'.'.join(field)}"
+        yield dataset
+
+
 def seed_starter(store: Store, now: float) -> None:
     """Put the starter model and data that ship with the package into the catalogue, once."""
     db = store.read()
@@ -181,7 +220,7 @@ def seed_starter(store: Store, now: float) -> None:
     model = BaseModel(
         STARTER_MODEL_ID, facts.family, STARTER, 0, facts.params, facts.precision, str(STARTER_MODEL), "built in", now
     )
-    dataset = _entry(STARTER_DATASET_ID, STARTER, data, STARTER_ROWS, source="built in", now=now)
+    dataset = dataset_entry(STARTER_DATASET_ID, STARTER, data, STARTER_ROWS, source="built in", now=now)
     with store.write() as writer:
         # Looked at again under the write lock: another process may have been first.
         present = {row.id for row in catalog.base_models(writer)} | {row.id for row in catalog.datasets(writer)}
@@ -218,11 +257,18 @@ def add_dataset(
         path = importing.fetch_hub_rows(source, progress)
     dataset_id = str(uuid.uuid4())
     found, copy = importing.import_rows(path, home.dataset(dataset_id), form=form, drop_bad=drop_bad, progress=progress)
+    return enter(store, home, dataset_entry(dataset_id, name, found, copy, source=str(path), now=now))
+
+
+def enter(store: Store, home: Home, entry: Dataset, *, within: Callable[[Database], None] = lambda db: None) -> Dataset:
+    """Put rows that were imported into the catalogue, or remove them; `within` is done in the same transaction."""
     try:
         with store.write() as db:
-            return catalog.add_dataset(db, _entry(dataset_id, name, found, copy, source=str(path), now=now))
+            added = catalog.add_dataset(db, entry)
+            within(db)
+            return added
     except BaseException:
-        atomic.remove_tree(home.dataset(dataset_id))
+        atomic.remove_tree(home.dataset(entry.id))
         raise
 
 
@@ -234,18 +280,22 @@ def inspect_dataset(
     python: str,
     seq_len: int | None = None,
     form: str | None = None,
+    loss_on: str | None = None,
+    system_prompt: str | None = None,
     progress: Progress = silent,
     stopped: Callable[[], bool] = lambda: False,
 ) -> inspection.Inspection:
     """Ask the trainer how `model` will see `dataset`, in sequences of `seq_len` (None: a finetune's default).
 
-    `form` reads the rows as another format than the dataset's. `stopped` is asked several times a second whether to
-    give up. Raises InvalidRequest, InvalidData.
+    `loss_on` and `system_prompt` are settings of a job, too. `form` reads the rows as another format than the
+    dataset's. `stopped` is asked several times a second whether to give up. Raises InvalidRequest, InvalidData.
     """
     check_format(form)
     if seq_len is not None and not SEQ_LEN_LEAST <= seq_len <= SEQ_LEN_MOST:
         message = f"must be from {SEQ_LEN_LEAST} to {SEQ_LEN_MOST} (got {seq_len})"
         raise InvalidRequest([Fault(("seq_len",), message)])
+    if loss_on not in (None, *LOSS_ON):
+        raise InvalidRequest([Fault(("loss_on",), f"unknown: '{loss_on}'; known: {', '.join(LOSS_ON)}")])
     for kind, entry in (("dataset", dataset), ("model", model)):
         if not Path(entry.path).exists():
             raise InvalidData(f"The files of the {kind} {entry.name} are gone from {entry.path}. Add it again.")
@@ -256,6 +306,8 @@ def inspect_dataset(
         cache_path=str(home.tokens(dataset.id)),
         model_path=model.path,
         seq_len=seq_len,
+        loss_on=loss_on,
+        system_prompt=system_prompt or None,
     )
     progress("loading the trainer", None)
     try:
@@ -302,17 +354,21 @@ def add_model(
 
 def _users_of(db: Database, entry: AnyModel | Dataset) -> list[str]:
     """Return the names of unfinished jobs that read `entry`."""
-    return [job.name for job in _unfinished(db) if entry.id in (job.base_model_id, job.source_model_id, data_of(job))]
+    return [
+        job.name for job in _unfinished(db) if entry.id in (job.base_model_id, job.source_model_id, *datasets_of(job))
+    ]
+
+
+def need_unused(db: Database, entry: AnyModel | Dataset) -> None:
+    """Raise Conflict where unfinished jobs read `entry`."""
+    if users := _users_of(db, entry):
+        raise Conflict(f"'{entry.name}' is in use by {', '.join(users)}. Cancel the run first, or wait for its end.")
 
 
 def remove(store: Store, home: Home, entry: AnyModel | Dataset) -> None:
     """Take an entry out of the catalogue with the files that are the data folder's own. Raises Conflict."""
     with store.write() as db:
-        users = _users_of(db, entry)
-        if users:
-            raise Conflict(
-                f"'{entry.name}' is in use by {', '.join(users)}. Cancel the run first, or wait for its end."
-            )
+        need_unused(db, entry)
         catalog.remove(db, entry)
     for folder in (home.dataset(entry.id), home.tokens(entry.id), home.model(entry.id)):
         atomic.remove_tree(folder)

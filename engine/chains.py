@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from engine import catalog
+from engine import branches, catalog
+from engine.branches import Branch
 from engine.errors import Conflict, EngineError, Fault, InvalidRequest, UnknownReference
+from engine.paths import Home
 from store import NotFound, Store, jobs, states
 from store import catalog as entries
 from store.catalog import BaseModel, Model
@@ -54,16 +56,21 @@ class Origin:
     model: AnyModel | None
     after: Job | None = None
     own: bool = False  # whether it counts as a source model: one that a job made, or that the request calls so
+    branch: Branch | None = None  # the checkpoint to start from, of a job that started from `model`
 
 
 def origin_of(db: Database, request: JobRequest) -> Origin:
     """Find the model and the predecessor that a request names.
 
-    Raises UnknownReference for a model; InvalidRequest for a predecessor that is not there, that is not going to be
-    completed, or that is another one in `after` than behind the model's @.
+    Raises UnknownReference for a model; as `branches.find` for a checkpoint; InvalidRequest for a predecessor that is
+    not there, that is not going to be completed, or that is another one in `after` than behind the model's @.
     """
     field = "base_model_id" if request.base_model_id else "source_model_id"
     after = _predecessor(db, "after", request.after) if request.after else None
+    if request.checkpoint_id:
+        branch = branches.find(db, request.checkpoint_id)
+        model = catalog.find_model(db, catalog.model_of(branch.job))
+        return Origin(model.id, model.name, model, after, own=bool(branch.job.source_model_id), branch=branch)
     if request.predecessor is None:
         model = catalog.find_model(db, request.model_reference or "")
         return Origin(model.id, model.name, model, after, own=bool(request.source_model_id))
@@ -86,15 +93,24 @@ def need_origin(db: Database, origin: Origin) -> None:
     """Raise as `origin_of` does where what it found is gone, or its predecessor has failed since."""
     if origin.model:
         catalog.find_model(db, origin.model.id)
+    if origin.branch:
+        branches.find(db, origin.branch.checkpoint.id)
     if origin.after:
         _predecessor(db, "after", origin.after.id)
 
 
 def with_model(db: Database, payload: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a request in which @JOB is the id of the model that JOB made. Raises InvalidRequest where it has none."""
+    """Return a request in which @JOB is the id of the model that JOB made; a checkpoint, of that which its job trained.
+
+    Raises InvalidRequest where JOB has made none; as `branches.find` for a checkpoint.
+    """
     from engine.specs import OUTPUT_OF
 
-    for field in ("base_model_id", "source_model_id"):
+    checkpoint_id, models = payload.get(branches.FIELD), ("base_model_id", "source_model_id")
+    if isinstance(checkpoint_id, str) and not any(payload.get(field) for field in models):
+        rest = {field: value for field, value in payload.items() if field != branches.FIELD}
+        return {**rest, "base_model_id": catalog.model_of(branches.find(db, checkpoint_id).job)}
+    for field in models:
         reference = payload.get(field)
         if isinstance(reference, str) and reference.startswith(OUTPUT_OF):
             before = _predecessor(db, field, reference.removeprefix(OUTPUT_OF))
@@ -110,6 +126,8 @@ def _predecessor(db: Database, field: str, reference: str) -> Job:
         job = find_job(db, reference)
     except NotFound as error:
         raise InvalidRequest([Fault((field,), str(error), "unknown")]) from None
+    if job.delete_requested:
+        raise InvalidRequest([Fault((field,), f"the job {job.name} is about to be deleted. Name another one")])
     if job.state in (states.FAILED, states.CANCELLED):
         message = f"the job {job.name} is {job.state}. Retry it first: fusion-tui retry {job.id[:8]}"
         raise InvalidRequest([Fault((field,), message)])
@@ -158,9 +176,12 @@ def need_predecessor(db: Database, job: Job) -> None:
         )
 
 
-def need_again(db: Database, job: Job) -> None:
-    """Raise Conflict where a job cannot be queued again: what it reads, or the job before it, is gone, or another one
-    took the name of its model."""
+def need_again(db: Database, home: Home, job: Job) -> None:
+    """Raise Conflict where a job cannot be queued again: it is about to go itself, what it reads or starts from or the
+    job before it is gone, or another one took the name of its model."""
+    if job.delete_requested:
+        raise Conflict(f"The job {job.name} is about to be deleted. Submit a new one.")
+    branches.need_again(db, home, job)
     try:
         need_predecessor(db, job)
         catalog.need_free_name(db, catalog.makes(job), besides=(job.id, output_id(job.id)))

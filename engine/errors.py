@@ -38,11 +38,23 @@ class UnknownReference(EngineError):
 
 
 class InvalidData(EngineError):
-    """A dataset or model that cannot be used, with the file and row."""
+    """A dataset or model that cannot be used, with the file and row; `row` is the place of the first that is bad."""
+
+    def __init__(self, text: str, *, row: int | None = None) -> None:
+        super().__init__(text)
+        self.row = row
 
 
 class Conflict(EngineError):
     """The thing exists in a state, or with a content, that rules the request out."""
+
+
+class KeyReused(Conflict):
+    """An idempotency key came again with another request."""
+
+
+class NotAllowed(EngineError):
+    """The key that asks may not do this."""
 
 
 class NoSpace(EngineError):

@@ -6,11 +6,24 @@ Names and defaults are those of the fusion dialect; what that leaves open is thi
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from engine.paths import NAME_PATTERN
+
+DRAWN_AT_MOST = 500  # rows that a random split holds out: more would cost time and tell nothing more
 
 
 class Hyperparams(BaseModel):
@@ -51,6 +64,9 @@ class LoopHyperparams(Hyperparams):
     load_in_4bit: bool = Field(False, description="Hold the frozen weights in 4 bits (NF4).")
     lr_scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="Shape after the warm-up.")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which lr rises to its peak.")
+    warmup_steps: int | None = Field(
+        None, ge=0, le=10_000_000, description="Steps in which lr rises to its peak; wins over warmup_ratio."
+    )
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
         "adamw", description="AdamW with state in 32 or 8 bits; paged: the state moves to main memory under pressure."
     )
@@ -61,9 +77,18 @@ class LoopHyperparams(Hyperparams):
     max_grad_norm: float = Field(1.0, gt=0, le=1000, description="Gradients are clipped to this norm.")
     neftune_alpha: float = Field(0.0, ge=0, le=1000, description="Noise on the embeddings in training; 0: off.")
     packing: bool = Field(True, description="Several rows in one sequence; attention never crosses rows.")
-    loss_on: Literal["answers", "all"] = Field("answers", description="Train on answers alone, or on every token.")
+    loss_on: Literal["answers", "last_answer", "all"] = Field(
+        "answers", description="Train on answers alone, on the last answer of each row alone, or on every token."
+    )
+    system_prompt: str | None = Field(
+        None, min_length=1, max_length=100_000, description="Put before conversations that have no system message."
+    )
     drop_bad_rows: bool = Field(False, description="Leave out rows that cannot be trained on, and count them.")
     val_fraction: float = Field(0.05, gt=0, lt=0.9, description="Share of the rows held out for evaluation.")
+    val_split: Literal["random", "last"] = Field(
+        "random",
+        description="Which rows are held out: drawn at random, 500 at most; or the last of the data, all of the share.",
+    )
     eval_steps: int = Field(
         0, ge=0, description="Evaluate every so many steps; 0: ten times a run, 25 steps apart or more."
     )
@@ -84,6 +109,17 @@ class LoopHyperparams(Hyperparams):
         """Steps between two evaluations."""
         return self.eval_steps or max(25, self.total_steps // 10)
 
+    @property
+    def warmup(self) -> int:
+        """Steps in which the learning rate rises to its peak."""
+        return round(self.total_steps * self.warmup_ratio) if self.warmup_steps is None else self.warmup_steps
+
+    def held_out(self, rows: int) -> int:
+        """Return how many of `rows` rows, two or more, are held out: at least one, and at most all but one."""
+        wanted = max(1, round(rows * self.val_fraction))
+        most = DRAWN_AT_MOST if self.val_split == "random" else rows
+        return max(min(wanted, most, rows - 1), 0)
+
     def cycle(self, step: int) -> int:
         """Return the cycle that a step lies in, from 1; 0 for jobs without cycles."""
         return 0
@@ -97,10 +133,27 @@ class FinetuneHyperparams(LoopHyperparams):
     """Settings of a `finetune` job."""
 
     steps: int = Field(2000, ge=1, le=10_000_000, description="Optimiser steps.")
+    epochs: float | None = Field(
+        None, gt=0, le=10_000, description="Passes over the training rows, in place of steps, which follow from it."
+    )
     training_type: Literal["lora", "full"] = Field("lora", description="Train adapters, or every weight.")
     lora_rank: int = Field(32, ge=1, le=1024, description="Rank of the adapters.")
     lora_alpha: float = Field(32.0, gt=0, le=4096, description="Adapters are scaled by alpha / rank.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before each adapter.")
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> FinetuneHyperparams:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            message = "steps follow from epochs: give one of them, not both"
+            raise PydanticCustomError("excludes", message, {"field": "epochs"})
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_follows_is_left_out(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.epochs is not None:
+            values.pop("steps", None)
+        return values
 
     @model_validator(mode="after")
     def _four_bits_are_frozen(self) -> FinetuneHyperparams:
@@ -110,8 +163,19 @@ class FinetuneHyperparams(LoopHyperparams):
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole job."""
+        """Optimiser steps of the whole job; with epochs only once `over` has worked them out."""
         return self.steps
+
+    def steps_over(self, sequences: int) -> int:
+        """Return the optimiser steps of a job that trains on so many sequences."""
+        if self.epochs is None:
+            return self.steps
+        # Rounded first, for 1.1 times 30 is a little more than 33.
+        return max(math.ceil(round(self.epochs * sequences / (self.batch_size * self.grad_accum), 6)), 1)
+
+    def over(self, sequences: int) -> FinetuneHyperparams:
+        """Return the settings with their number of steps over so many training sequences."""
+        return self.model_copy(update={"steps": self.steps_over(sequences)})
 
     @property
     def frozen_base(self) -> bool:
@@ -209,6 +273,10 @@ class ContractHyperparams(Hyperparams):
         changed = {"steps": max(self.heal_steps, 1), "loss_on": "all"}
         return FinetuneHyperparams.model_validate(self.model_dump(include=kept) | changed)
 
+
+# Settings that requests of earlier versions had not: left at their defaults they are no part of what is hashed, so that
+# an idempotency key of then still means the same job.
+UNHASHED_DEFAULTS: dict[str, Any] = {"epochs": None, "warmup_steps": None, "system_prompt": None, "val_split": "random"}
 
 HYPERPARAMS: dict[str, type[Hyperparams]] = {
     "train": TrainHyperparams,

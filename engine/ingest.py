@@ -19,7 +19,7 @@ from typing import Any
 from engine import journal
 from engine.journal import Record
 from engine.order import JOURNAL
-from store import Store, attempts, catalog, jobs, memory_peaks, states, telemetry
+from store import Store, asked, attempts, catalog, jobs, memory_peaks, states, telemetry
 from store.attempts import Attempt
 from store.db import savepoint
 from store.library import Database
@@ -157,6 +157,13 @@ class _Ingest:
             raise TypeError("no payload")
         jobs.add_event(self.db, self.job_id, kind, payload, now=record.ts)
 
+    def steps(self, record: Record) -> None:
+        """Take how many steps the job takes, now that its rows are counted."""
+        total = _count(record.data["total"])
+        if not total:
+            raise TypeError("no job of no steps is counted")
+        jobs.update(self.db, self.job_id, total_steps=total)
+
     def resume(self, record: Record) -> None:
         """Drop what was reported beyond the step at which the worker goes on; steps tell what is done from there."""
         step = _count(record.data["step"])
@@ -184,6 +191,7 @@ class _Ingest:
         telemetry.add_checkpoint(self.db, row)
         jobs.update(self.db, self.job_id, last_checkpoint_step=telemetry.newest_checkpoint_step(self.db, self.job_id))
         jobs.add_event(self.db, self.job_id, "checkpoint", {"step": data["step"]}, now=record.ts)
+        asked.is_saved(self.db, self.job_id, ts=record.ts, fence=self.attempt.fence)
 
     def checkpoint_gone(self, record: Record) -> None:
         """Take that a checkpoint was removed or set aside."""
@@ -242,6 +250,7 @@ _HANDLERS: dict[str, Callable[[_Ingest, Record], None]] = {
     "point": _Ingest.point,
     "log": _Ingest.log,
     "event": _Ingest.event,
+    "steps": _Ingest.steps,
     "resume": _Ingest.resume,
     "checkpoint": _Ingest.checkpoint,
     "checkpoint_gone": _Ingest.checkpoint_gone,

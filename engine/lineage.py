@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.catalog import AnyModel
-from store import catalog, jobs
+from store import catalog, jobs, telemetry
 from store.catalog import Model
 from store.library import Database
 
@@ -26,12 +26,25 @@ class Ancestor:
 
 
 @dataclass(frozen=True)
+class StartPoint:
+    """The checkpoint that a model's job started from, and the job that had saved it: None where that was deleted."""
+
+    id: str
+    job_id: str | None
+    step: int | None
+
+
+@dataclass(frozen=True)
 class Lineage:
-    """A model's origin. `parents` begins with the model that its job started from; the last may be imported."""
+    """A model's origin. `parents` begins with the model that its job started from; the last may be imported.
+
+    Of a job that started from a checkpoint, that is the model that the checkpoint's own job had started from.
+    """
 
     job_id: str | None
     type: str | None
     parents: tuple[Ancestor, ...]
+    checkpoint: StartPoint | None = None
 
     @property
     def parent(self) -> Ancestor | None:
@@ -45,8 +58,14 @@ def of_models(db: Database, models: Sequence[Model]) -> dict[str, Lineage]:
     known: dict[str, AnyModel] = {base.id: base for base in catalog.base_models(db)}
     known |= {one.id: one for one in own}
     types = jobs.types(db, [one.job_id for one in [*models, *own] if one.job_id])
+    starts = {job: StartPoint(*found) for job, found in telemetry.starts(db, types).items()}
     return {
-        model.id: Lineage(model.job_id, types.get(model.job_id or ""), _parents(model, known, types))
+        model.id: Lineage(
+            model.job_id,
+            types.get(model.job_id or ""),
+            _parents(model, known, types),
+            starts.get(model.job_id or ""),
+        )
         for model in models
     }
 

@@ -20,7 +20,7 @@ ASSETS = Path(__file__).parent / "assets"
 STARTER_MODEL = ASSETS / "starter-model"
 STARTER_ROWS = ASSETS / "starter-data" / "rows.jsonl"
 
-PARTS = ("runs", "models", "datasets", "cache", "requests")
+PARTS = ("runs", "models", "datasets", "cache", "requests", "uploads")
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,10 @@ class Home:
         """Files that only the worker with this fence writes."""
         return self.run(job_id) / f"attempt-{fence}"
 
+    def start_model(self, job_id: str) -> Path:
+        """The model that a job starts from which starts from a checkpoint; its own worker makes it."""
+        return self.run(job_id) / "start-model"
+
     def model(self, model_id: str) -> Path:
         """A model that a job made or an import converted."""
         return self.root / "models" / model_id
@@ -109,6 +113,20 @@ class Home:
     def dataset(self, dataset_id: str) -> Path:
         """The immutable copy of a dataset version."""
         return self.root / "datasets" / dataset_id
+
+    @property
+    def signing_key(self) -> Path:
+        """What addresses that need no key are signed with, mode 0600; removing it ends them all."""
+        return self.root / "signing-key"
+
+    @property
+    def uploads(self) -> Path:
+        """Files that are sent here, until they are datasets."""
+        return self.root / "uploads"
+
+    def upload(self, upload_id: str) -> Path:
+        """One such file, with the lock of who works on it."""
+        return self.uploads / upload_id
 
     def tokens(self, dataset_id: str) -> Path:
         """The cached tokens of a dataset version, one folder for each tokenizer; safe to delete."""

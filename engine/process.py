@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,7 @@ _PROC = Path("/proc")
 TELLS = "progress: "  # how a tool begins a line on stderr that tells how far it is
 TOOL_POLL_S = 0.2
 PIDFD_SIGNAL_PROCESS_GROUP = 4  # a flag of Linux 6.9
+SAVE = signal.SIGUSR1  # asks a worker for a checkpoint
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,11 @@ def is_stopped(identity: Identity) -> bool:
 def spawn(
     argv: Sequence[str], *, cwd: Path, stdout: Path, stderr: Path, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start a process that outlives this one: own session, no terminal, files for output, no inherited descriptor."""
-    with stdout.open("ab") as out, stderr.open("ab") as err:
+    """Start a process that outlives this one: own session, no terminal, files for output, no inherited descriptor.
+
+    It begins with SAVE blocked, and so does not die of it before it listens.
+    """
+    with stdout.open("ab") as out, stderr.open("ab") as err, _blocked(SAVE):
         return subprocess.Popen(
             list(argv),
             cwd=cwd,
@@ -113,6 +118,27 @@ def spawn(
             start_new_session=True,
             close_fds=True,
         )
+
+
+@contextmanager
+def _blocked(number: int) -> Iterator[None]:
+    """Block a signal in this thread, and so in what it spawns, for that is inherited."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def listens(identity: Identity, number: int) -> bool:
+    """Say whether this very process lives and has a handler for a signal, which would else end it; where the system
+    does not tell, that it lives."""
+    try:
+        lines = (_PROC / str(identity.pid) / "status").read_text().splitlines()
+        caught = next(line.split()[1] for line in lines if line.startswith("SigCgt:"))
+    except (OSError, IndexError, StopIteration):
+        return not _PROC.joinpath("self/stat").exists() and is_alive(identity)
+    return bool(int(caught, 16) >> (number - 1) & 1) and is_alive(identity)
 
 
 def send(identity: Identity, number: int, *, group: bool = False) -> bool:

@@ -206,6 +206,7 @@ def abandon(
 
 def _finish(db: Database, job: Job, state: str, now: float, error: str | None = None) -> str:
     columns: dict[str, Any] = {"finished_at": now, "activity": "", "eta_s": None, "error": error, "hold": None}
+    columns["save_requested"] = 0  # of what is over, no checkpoint is to be had
     detail = {"error": error} if error else {}
     jobs.transition(db, job.id, state, fence=job.fence, now=now, detail=detail, **columns)
     return state

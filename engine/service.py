@@ -6,27 +6,30 @@ any thread; each takes milliseconds except the imports, which report progress.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import atomic, catalog, chains, lineage, pins, resources, settings, submitting
+from engine import catalog, chains, control, lineage, removal, resolving, resources, settings, submitting, usage
+from engine import keys as api_keys
 from engine.catalog import AnyModel
+from engine.curves import Curves, Thinned
 from engine.data.importing import Progress, silent
-from engine.errors import Conflict, UnknownReference
+from engine.errors import UnknownReference
+from engine.keys import NewKey
 from engine.lineage import Lineage
 from engine.paths import Home
+from engine.resolving import NamedRequest
 from engine.resources import Device
 from engine.settings import Settings
+from engine.signing import Signer
 from engine.submitting import Submission
-from store import NotFound, Store, StoreError, memory_peaks, states, telemetry
+from engine.uploads import Uploads, Version
+from engine.usage import Overview, Usage
+from store import NotFound, Store, StoreError, memory_peaks, selecting, states, telemetry
 from store import catalog as entries
 from store import jobs as job_rows
 from store import keys as key_rows
@@ -34,11 +37,13 @@ from store.catalog import BaseModel, Dataset, Model
 from store.jobs import Event, Job
 from store.keys import Key
 from store.telemetry import OWN, Checkpoint, LogLine, Point
+from store.uploads import Upload
 
 if TYPE_CHECKING:
     from engine.data.inspection import Inspection
     from engine.plans.advice import Advice
     from engine.plans.planning import MemoryReport
+    from engine.pricing import Estimate
 
 __all__ = [
     "OWN",
@@ -53,11 +58,18 @@ __all__ = [
     "Lineage",
     "LogLine",
     "Model",
+    "NamedRequest",
+    "NewKey",
     "NotFound",
+    "Overview",
     "Point",
     "Service",
     "StoreError",
     "Submission",
+    "Thinned",
+    "Upload",
+    "Usage",
+    "Version",
     "states",
 ]
 
@@ -93,11 +105,16 @@ class Service:
         if not self.read_only:
             self.home.make()
         self.store = Store(self.home.store, read_only=self.read_only)
+        self._curves = Curves(self.store)
         if not self.read_only:
             catalog.seed_starter(self.store, clock())
+        self.signer = Signer(self.home.signing_key, clock)
+        most = int(self.settings.max_upload_gb * 1000**3)
+        self.uploads = Uploads(self.store, self.home, most_bytes=most, clock=clock, new_id=new_id)
 
     def close(self) -> None:
-        """Close the store's connections."""
+        """Stop what is processed here and close the store's connections."""
+        self.uploads.close()
         self.store.close()
 
     def version(self) -> int:
@@ -106,16 +123,19 @@ class Service:
 
     # Jobs ---------------------------------------------------------------------------------------------------------
 
-    def submit(self, payload: Mapping[str, Any], *, careful: bool = False) -> Submission:
-        """Queue a job. The same idempotency key with the same payload returns the same job.
+    def submit(self, payload: Mapping[str, Any], *, careful: bool = False, digest: str | None = None) -> Submission:
+        """Queue a job. The same idempotency key with the same payload, or `digest` of one, returns the same job.
 
         `payload` is a request of the fusion dialect; models and datasets may be named by id or by name. A learning
         rate far above the recommended one is put into the job's history; where `careful`, one that diverges is refused.
-        Raises InvalidRequest, UnknownReference, Conflict (key reused with another payload), NoSpace, StoreError.
+        Raises InvalidRequest, UnknownReference, KeyReused (with another payload), NoSpace, StoreError.
         """
-        return submitting.submit(
-            self.store, self.home, payload, careful=careful, now=self._clock(), new_id=self._new_id
-        )
+        now, new_id = self._clock(), self._new_id
+        return submitting.submit(self.store, self.home, payload, careful=careful, digest=digest, now=now, new_id=new_id)
+
+    def submit_named(self, request: NamedRequest, *, key: str | None = None) -> Submission:
+        """Queue the job of a request that names its model and data as the second dialect does; see `submit`."""
+        return resolving.submit(self.store.read(), request, key or self._new_id(), self.submit)
 
     def validate(self, payload: Mapping[str, Any]) -> None:
         """Raise what `submit` would raise for a payload that cannot be a job; change nothing."""
@@ -140,9 +160,13 @@ class Service:
 
         return advice.advise(advice.Asked.of(self.store.read(), **asked), self.plan)
 
-    def jobs(self, *, status: str | None = None, limit: int | None = None, offset: int = 0) -> list[Job]:
-        """Return jobs, newest first."""
-        return job_rows.newest(self.store.read(), state=status, limit=limit, offset=offset)
+    def jobs(self, *, status: str | None = None, **wanted: Any) -> list[Job]:
+        """Return jobs, newest first; `wanted`: `states`, `project_id`, `limit`, `offset` of `store.jobs.newest`."""
+        return job_rows.newest(self.store.read(), state=status, **wanted)
+
+    def total_jobs(self, **wanted: Any) -> int:
+        """Return how many jobs there are of these `states` and this `project_id`, where they are given."""
+        return selecting.total(self.store.read(), **wanted)
 
     def job(self, job_id: str) -> Job:
         """Return the job with exactly this id. Raises NotFound."""
@@ -168,6 +192,10 @@ class Service:
         """Return the highest of a job's own steps with a point, or -1; see `telemetry.latest_step`."""
         return telemetry.latest_step(self.store.read(), job_id)
 
+    def thinned(self, job_id: str, *, since_step: int = -1, most: int) -> Thinned:
+        """Return points newer than `since_step`, `most` of them at most, spikes included. Raises NotFound."""
+        return self._curves.thin(job_id, since_step=since_step, most=most)
+
     def latest_points(self, job_ids: list[str]) -> dict[str, Point]:
         """Return each job's newest training point, where it has one."""
         return telemetry.latest_points(self.store.read(), job_ids)
@@ -190,6 +218,10 @@ class Service:
         seen = {"memory_planned_bytes": plan and plan["needed"], "memory_measured_bytes": peak and peak.measured}
         return {"job_id": job_id, **body, "cost_usd": round(cost, 6), **seen}
 
+    def results(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return what each of these jobs that has a result reported, by its id."""
+        return telemetry.results(self.store.read(), job_ids)
+
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
         """Return a job's checkpoints, oldest first."""
         return telemetry.checkpoints(self.store.read(), job_id)
@@ -200,87 +232,52 @@ class Service:
         Raises NotFound; Conflict where it is removed or damaged; NoSpace, DiskFailed; StoreReadOnly, StoreBusy,
         StoreFull. What is refused leaves no mark that was not there before.
         """
-        self.store.need_writable()
-        name = self.job(job_id).name
-        found = telemetry.checkpoint(self.store.read(), job_id, step)
-        if found is None:
-            raise NotFound(f"The job {name} has no checkpoint of step {step}. See: fusion-tui checkpoints {job_id[:8]}")
-        if found.state != "published":
-            raise Conflict(f"The checkpoint of step {step} of the job {name} is {found.state}; it cannot be pinned.")
-        directory = Path(found.path)
-        # The mark is what keeps it: set before the store says so, and taken away after.
-        with atomic.telling(f"pinning the checkpoint of step {step}", directory):
-            marked = pins.is_pinned(directory)
-            try:
-                if pinned:
-                    pins.pin(directory)
-                with self.store.write() as db:
-                    telemetry.pin_checkpoint(db, job_id, step, pinned)
-            except FileNotFoundError:
-                raise Conflict(f"The checkpoint of step {step} of the job {name} is gone from the disk.") from None
-            except BaseException:
-                if pinned and not marked:
-                    with suppress(OSError):  # the error that led here is the one to tell
-                        pins.unpin(directory)
-                raise
-            if not pinned:
-                pins.unpin(directory)
-        return dataclasses.replace(found, pinned=pinned)
+        return control.pin_checkpoint(self.store, job_id, step, pinned)
 
     def cancel(self, job_id: str) -> Job:
         """End a queued job at once; ask a running one to finish its step, save and stop.
 
         Raises NotFound; Conflict when the job is finished already.
         """
-        now = self._clock()
-        with self.store.write() as db:
-            job = job_rows.get(db, job_id)
-            if job.finished:
-                raise Conflict(f"The job {job.name} is {job.state} already.")
-            if job.state in (states.QUEUED, states.PREEMPTED):
-                job_rows.transition(db, job_id, states.CANCELLED, fence=job.fence, now=now, finished_at=now, hold=None)
-            elif not job.stop_requested:
-                job_rows.update(db, job_id, stop_requested=1)
-                job_rows.add_event(db, job_id, "stop_requested", {}, now=now)
-            return job_rows.get(db, job_id)
+        return control.cancel(self.store, job_id, now=self._clock())
 
     def retry(self, job_id: str) -> Job:
         """Queue a failed or cancelled job again; it goes on from its newest checkpoint.
 
         One that starts after another job waits for that one again, where it is not completed. Raises NotFound;
-        Conflict when the job is neither failed nor cancelled, or its model, its dataset or that other job is removed.
+        Conflict when the job is neither failed nor cancelled, or its model, its dataset, its checkpoint or that other
+        job is removed.
         """
-        with self.store.write() as db:
-            job = job_rows.get(db, job_id)
-            cleared: dict[str, Any] = {
-                "error": None,
-                "finished_at": None,
-                "stop_requested": 0,
-                "not_before": 0.0,
-                "activity": "",
-                "done": None,
-                "hold": job_rows.hold_after(db, job.after_id),
-            }
-            if states.QUEUED in states.TRANSITIONS[job.state]:
-                chains.need_again(db, job)
-            if not job_rows.transition(
-                db, job_id, states.QUEUED, fence=job.fence, now=self._clock(), detail={"why": "retry"}, **cleared
-            ):
-                raise Conflict(f"The job {job.name} is {job.state}; only failed and cancelled jobs can be retried.")
-            return job_rows.get(db, job_id)
+        return control.retry(self.store, self.home, job_id, now=self._clock())
+
+    def save_now(self, job_id: str) -> Job:
+        """Ask a running job for a checkpoint at the end of its step: all steps that it has made by now will be in one.
+
+        A worker that dies before leaves the request to the next one. Raises NotFound; Conflict where nothing runs.
+        """
+        return control.save_now(self.store, job_id, now=self._clock())
+
+    def edit(self, job_id: str, changes: Mapping[str, Any]) -> Job:
+        """Change a job's name, tags or notes, in whatever state it is. Raises NotFound, InvalidRequest."""
+        from engine import editing
+
+        return editing.edit(self.store, job_id, changes, now=self._clock())
+
+    def discard(self, job_id: str) -> Job | None:
+        """Remove a job with its telemetry, its checkpoints and the model that it made; return None where it is gone.
+
+        A queued one is cancelled first. One that is worked on is told to stop, returned as it is, and removed by the
+        supervisor when its worker is gone. Raises NotFound; Conflict where others wait for it, start from one of its
+        checkpoints or read its model.
+        """
+        return removal.discard(self.store, self.home, job_id, now=self._clock())
 
     def delete(self, job_id: str) -> None:
         """Remove a finished job with its telemetry and checkpoints, pinned ones too; the model it made stays.
 
-        Raises NotFound; Conflict while the job is not finished, or others wait for it.
+        Raises NotFound; Conflict while the job is not finished, others wait for it or start from its checkpoints.
         """
-        with self.store.write() as db:
-            job = job_rows.get(db, job_id)
-            if not job.finished:
-                raise Conflict(f"The job {job.name} is {job.state}. Cancel it first: fusion-tui cancel {job.id[:8]}")
-            chains.need_unawaited(db, job)
-            job_rows.delete(db, job_id)
-        atomic.remove_tree(self.home.run(job_id))
+        removal.delete(self.store, self.home, job_id)
 
     # Catalogue ----------------------------------------------------------------------------------------------------
 
@@ -295,6 +292,10 @@ class Service:
     def datasets(self) -> list[Dataset]:
         """Return the datasets, every version."""
         return entries.datasets(self.store.read())
+
+    def titles(self, kind: type[BaseModel | Model | Dataset], ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+        """Return the name and version of each of these entries that is there, by its id."""
+        return entries.titles(self.store.read(), kind, ids)
 
     def lineages(self, models: Sequence[Model]) -> dict[str, Lineage]:
         """Return where each of these models comes from, by its id."""
@@ -369,17 +370,7 @@ class Service:
 
     def token(self) -> str:
         """Return the first API key, making it (all scopes, in a 0600 file) where there is none."""
-        path = self.home.token
-        # The write lock keeps two first starts apart; the file may outlive a crash before the row was committed.
-        with self.store.write() as db:
-            secret = path.read_text().strip() if path.exists() else ""
-            if not secret:
-                secret = f"fus_{secrets.token_urlsafe(32)}"
-                atomic.write_bytes(path, secret.encode() + b"\n")
-            if not key_rows.is_known(db, secret):
-                now = self._clock()
-                key_rows.add(db, id=self._new_id(), name="first key", secret=secret, scopes=key_rows.SCOPES, now=now)
-        return secret
+        return api_keys.first(self.store, self.home, now=self._clock(), new_id=self._new_id)
 
     def authenticate(self, secret: str) -> Key | None:
         """Return the key with this secret, or None."""
@@ -389,9 +380,33 @@ class Service:
         """Return the live API keys, without their secrets."""
         return key_rows.listing(self.store.read())
 
+    def make_key(self, name: str, scopes: Sequence[str], *, by: Key | None = None) -> NewKey:
+        """Make an API key; `by` asks for it (None: a person at the machine). Raises NotAllowed beyond its scopes."""
+        return api_keys.make(self.store, name, scopes, by=by, now=self._clock(), new_id=self._new_id())
+
+    def revoke_key(self, key_id: str, *, by: Key | None = None) -> Key:
+        """End an API key. Raises NotFound; NotAllowed for one with more scopes than `by` has."""
+        return api_keys.revoke(self.store, key_id, by=by, now=self._clock())
+
+    def usage(self, days: int) -> Usage:
+        """Return what the last so many UTC days took."""
+        rate = self.settings.usd_per_gpu_hour
+        return usage.of_days(self.store.read(), days, now=self._clock(), usd_per_gpu_hour=rate)
+
+    def overview(self, days: int) -> Overview:
+        """Return what there is, and what the last so many UTC days took."""
+        rate = self.settings.usd_per_gpu_hour
+        return usage.overview(self.store.read(), days, now=self._clock(), usd_per_gpu_hour=rate)
+
+    def estimate(self, payload: Mapping[str, Any]) -> Estimate:
+        """Return what a request would take here, by earlier runs. Raises InvalidRequest, UnknownReference."""
+        from engine import pricing
+
+        db = self.store.read()
+        return pricing.estimate(db, chains.with_model(db, payload), usd_per_gpu_hour=self.settings.usd_per_gpu_hour)
+
     def health(self) -> dict[str, Any]:
         """Return what GET /health answers: version, state of the store, number of live workers."""
-        counts = self.job_counts()
-        working = sum(counts.get(state, 0) for state in states.ACTIVE)
+        working = self.total_jobs(states=sorted(states.ACTIVE))
         store_state = "readonly" if self.read_only or not os.access(self.home.store, os.W_OK) else "ok"
         return {"status": "ok", "version": package_version(), "store": store_state, "workers": working}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import platformdirs
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from engine.errors import EngineError
 
@@ -34,6 +34,8 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()  # more Host names that the API answers to
     usd_per_gpu_hour: Annotated[float, Ge(0)] = 0.0  # what an hour of the card costs you
     trainer_python: str = sys.executable  # interpreter that training runs in
+    allow_full_decoder: bool = False  # whether the second dialect may train every weight of a model
+    max_upload_gb: Annotated[float, Gt(0), Le(1_000_000)] = 20.0  # largest file that can be sent to the API
     keep_checkpoints: Annotated[int, Ge(2), Le(1000)] = 2  # newest checkpoints kept beside the best one
     stall_limit_minutes: Annotated[float, Ge(0)] = 0.0  # silence after which a worker is ended; 0: never
 

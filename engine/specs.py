@@ -10,13 +10,14 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from engine.errors import Fault, InvalidRequest
 from engine.hyperparams import (
     HYPERPARAMS,
+    UNHASHED_DEFAULTS,
     ContractHyperparams,
     FinetuneHyperparams,
     Hyperparams,
@@ -26,6 +27,12 @@ from engine.hyperparams import (
 # Types that api.md names but no verb carries out yet, so that the answer to them is true.
 PLANNED = ("align",)
 OUTPUT_OF = "@"  # before the name of a job: the model that it makes
+# Fields that requests of earlier versions had not: left empty they are no part of the hash, so that an idempotency key
+# of then still means the same job.
+_UNHASHED_EMPTY = ("after", "checkpoint_id", "more_dataset_ids", "project_id")
+
+UUID_PATTERN = r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+Reference = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class JobRequest(BaseModel):
@@ -39,7 +46,16 @@ class JobRequest(BaseModel):
         None, min_length=1, max_length=200, description="Model to start from; @JOB is the one that a job makes."
     )
     source_model_id: str | None = Field(None, min_length=1, max_length=200, description="One of your own models.")
+    checkpoint_id: str | None = Field(
+        None,
+        pattern=UUID_PATTERN,
+        description="Checkpoint of an earlier finetune job to start from, in place of a model.",
+    )
     dataset_id: str | None = Field(None, min_length=1, max_length=200)
+    more_dataset_ids: list[Reference] = Field(
+        default_factory=list, max_length=31, description="Datasets that are read after that one, as if they were one."
+    )
+    project_id: str | None = Field(None, min_length=1, max_length=200, description="Project that the job belongs to.")
     after: str | None = Field(
         None, min_length=1, max_length=200, description="Job that must be completed before this one starts."
     )
@@ -70,7 +86,12 @@ class JobRequest(BaseModel):
 
     def payload_hash(self) -> str:
         """SHA-256 of the canonical form: equal for equal requests, whatever the order of their fields."""
-        values = self.model_dump(exclude={"idempotency_key"} | ({"after"} if self.after is None else set()))
+        left_out = {name for name in _UNHASHED_EMPTY if not getattr(self, name)}
+        values = self.model_dump(exclude={"idempotency_key"} | left_out)
+        settings = values["hyperparams"]
+        for name, default in UNHASHED_DEFAULTS.items():
+            if name in settings and settings[name] == default:
+                del settings[name]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -119,6 +140,9 @@ def _fault(error: Mapping[str, Any], type: str) -> Fault:
         else:
             message = f"unknown field{nearest}"
         return Fault(loc, message, error["type"])
+    if "field" in error.get("ctx", {}):
+        loc += (error["ctx"]["field"],)  # pydantic lays a rule about several settings to all of them
+        return Fault(loc, str(error["msg"]), error["type"])
     message = str(error["msg"]).removeprefix("Value error, ")
     value = error.get("input")
     shown = f" (got {value!r})" if isinstance(value, str | int | float) and error["type"] != "value_error" else ""
@@ -148,17 +172,21 @@ def parse(payload: Mapping[str, Any]) -> JobRequest:
             faults = [fault for fault in faults if fault.loc[0] != "hyperparams"]
         raise InvalidRequest(faults) from None
     faults = []
-    if not request.model_reference:
+    if not (request.model_reference or request.checkpoint_id):
         field = "source_model_id" if request.type == "contract" else "base_model_id"
         faults.append(Fault((field,), "name the model to start from", "missing"))
     if request.type == "contract":
         if request.dataset_id is not None:
             message = "a contract job takes no dataset: the model writes its own text. Leave it out"
             faults.append(Fault(("dataset_id",), f"{message}; to report on one, set hyperparams.eval_dataset_id"))
+        if request.more_dataset_ids:
+            faults.append(Fault(("more_dataset_ids",), "a contract job takes no dataset. Leave them out"))
     elif not request.dataset_id:
         faults.append(Fault(("dataset_id",), "name the dataset to train on", "missing"))
     if request.base_model_id and request.source_model_id:
         faults.append(Fault(("source_model_id",), "give base_model_id or source_model_id, not both"))
+    if request.checkpoint_id and request.model_reference:
+        faults.append(Fault(("checkpoint_id",), "give a checkpoint or a model to start from, not both"))
     if faults:
         raise InvalidRequest(faults)
     return request

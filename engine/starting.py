@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine import atomic, catalog, chains, process, recover
+from engine import atomic, branches, catalog, chains, process, recover
 from engine.errors import EngineError
-from engine.order import CHECKPOINTS, GATE, Order
+from engine.order import CHECKPOINTS, GATE, Data, Order
 from engine.process import Identity
 from engine.service import Service
 from store import Store, attempts, jobs, states
@@ -66,9 +66,10 @@ def claim(store: Store, job: Job, order: Order, directory: Path, now: float) -> 
 def make_order(service: Service, job: Job, device: str) -> Order:
     """Write down all that the worker needs. Raises EngineError where model or data are gone."""
     home, fence, output_id = service.home, job.fence + 1, chains.output_id(job.id)
-    model, dataset = service.model(catalog.model_of(job)), _dataset(service, job)
-    for kind, entry in (("model", model), ("dataset", dataset)):
-        if entry and not Path(entry.path).exists():
+    start = branches.start_of(service.store.read(), home, job)
+    model, datasets = service.model(catalog.model_of(job)), _datasets(service, job)
+    for kind, entry in (("model", model), *(("dataset", each) for each in datasets)):
+        if not Path(entry.path).exists():
             raise EngineError(f"The files of the {kind} {entry.name} are gone from {entry.path}. Add it again.")
     return Order(
         job_id=job.id,
@@ -78,33 +79,44 @@ def make_order(service: Service, job: Job, device: str) -> Order:
         hyperparams=job.hyperparams,
         model_id=model.id,
         model_name=model.name,
-        model_path=model.path,
+        model_path=str(home.start_model(job.id)) if start else model.path,
         output_id=output_id,
         output_name=catalog.makes(job),
         output_path=str(home.model(output_id)),
         checkpoint_roots=tuple(str(home.attempt(job.id, n) / CHECKPOINTS) for n in range(fence, 0, -1)),
         keep_checkpoints=service.settings.keep_checkpoints,
-        **_told_of(service, dataset),
+        start=start,
+        **_told_of(service, datasets),
     )
 
 
-def _dataset(service: Service, job: Job) -> Dataset | None:
-    """Return the dataset that a job reads; None for one that writes its text itself and reports on nothing else."""
+def _datasets(service: Service, job: Job) -> list[Dataset]:
+    """Return the datasets that a job reads; none for one that writes its text itself and reports on nothing else."""
     if job.type == catalog.CONTRACT and catalog.data_of(job) is None:
-        return None
-    return service.dataset(catalog.data_of(job) or "")
+        return []
+    return [service.dataset(reference) for reference in catalog.datasets_of(job) or ("",)]
 
 
-def _told_of(service: Service, dataset: Dataset | None) -> dict[str, str]:
-    """Return what an order says of a dataset: that its name, path and hash are empty where there is none."""
-    if dataset is None:
+def _told_of(service: Service, datasets: Sequence[Dataset]) -> dict[str, Any]:
+    """Return what an order says of datasets: that name, path and hash of the first are empty where there is none."""
+    if not datasets:
         return dict.fromkeys(("dataset_name", "dataset_path", "dataset_sha256"), "")
+    names = [each.name for each in datasets]
+
+    def name(each: Dataset) -> str:
+        return each.name if names.count(each.name) == 1 else f"{each.name} v{each.version}"
+
+    told = [
+        Data(name(each), each.path, each.sha256, each.format, str(service.home.tokens(each.id))) for each in datasets
+    ]
+    first = told[0]
     return {
-        "dataset_name": dataset.name,
-        "dataset_path": dataset.path,
-        "dataset_sha256": dataset.sha256,
-        "dataset_format": dataset.format,
-        "cache_path": str(service.home.tokens(dataset.id)),
+        "dataset_name": first.name,
+        "dataset_path": first.path,
+        "dataset_sha256": first.sha256,
+        "dataset_format": first.format,
+        "cache_path": first.cache_path,
+        "more_datasets": tuple(told[1:]),
     }
 
 

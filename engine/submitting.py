@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import catalog, chains, resources
+from engine import branches, catalog, chains, resources
 from engine.catalog import CONTRACT
 from engine.chains import Origin
-from engine.errors import Conflict
+from engine.errors import KeyReused
 from engine.paths import Home
 from store import Store, jobs
 from store.catalog import Dataset
@@ -36,13 +37,13 @@ class Submission:
     advice: str = ""
 
 
-def _replay(db: Database, key: str, digest: str) -> Submission | None:
-    """Return the job that was submitted under `key`, if any. Raises Conflict where that was another request."""
+def replay(db: Database, key: str, digest: str) -> Submission | None:
+    """Return the job that was submitted under `key`, if any. Raises KeyReused where that was another request."""
     known = jobs.by_idempotency_key(db, key)
     if known is None:
         return None
     if known.payload_hash != digest:
-        raise Conflict(
+        raise KeyReused(
             f"The idempotency key '{key}' was used for another request (job {known.id}). Use a new key for a new job."
         )
     return Submission(known, created=False)
@@ -55,6 +56,7 @@ class _Judged:
     origin: Origin
     hyperparams: dict[str, Any]
     plan: dict[str, Any] | None
+    total_steps: int  # as far as can be known before the rows are read: the worker says it anew
 
 
 def _judge(db: Database, request: JobRequest) -> _Judged:
@@ -62,68 +64,81 @@ def _judge(db: Database, request: JobRequest) -> _Judged:
 
     What depends on a model that another job has still to make is judged when it is there, by `chains.resolve`.
     """
-    from engine.plans import admission
+    from engine.plans import admission, duration
 
     origin = chains.origin_of(db, request)
-    _data_of(db, request)
+    datasets = _data_of(db, request)
+    steps = duration.steps(request.hyperparams, datasets, Path(origin.model.path) if origin.model else None)
     if origin.model is None:
-        return _Judged(origin, chains.stored_unresolved(request.hyperparams), None)
+        return _Judged(origin, chains.stored_unresolved(request.hyperparams), None, steps)
     admitted = admission.admit(db, request.type, request.hyperparams, origin.model)
-    return _Judged(origin, admitted.hyperparams, admitted.plan)
+    return _Judged(origin, admitted.hyperparams, admitted.plan, steps)
 
 
-def _data_of(db: Database, request: JobRequest) -> Dataset | None:
-    """Return the dataset that a job reads: to learn from, or to report on where it takes none to learn from."""
+def _data_of(db: Database, request: JobRequest) -> list[Dataset]:
+    """Return the datasets that a job reads: to learn from, or to report on where it takes none to learn from.
+
+    Raises UnknownReference, InvalidRequest.
+    """
     from engine.hyperparams import ContractHyperparams
 
     settings = request.hyperparams
     if not isinstance(settings, ContractHyperparams):
-        dataset = catalog.find_dataset(db, request.dataset_id or "")
-        catalog.need_text_to_learn(dataset)
-        return dataset
+        return list(catalog.to_learn_from(db, request.dataset_id or "", request.more_dataset_ids))
     if settings.eval_dataset_id is None:
-        return None
+        return []
     dataset = catalog.find_dataset(db, settings.eval_dataset_id)
     catalog.need_text_to_learn(dataset, ("hyperparams", "eval_dataset_id"))
-    return dataset
+    return [dataset]
 
 
 def submit(
-    store: Store, home: Home, payload: Mapping[str, Any], *, careful: bool, now: float, new_id: Callable[[], str]
+    store: Store,
+    home: Home,
+    payload: Mapping[str, Any],
+    *,
+    careful: bool,
+    digest: str | None,
+    now: float,
+    new_id: Callable[[], str],
 ) -> Submission:
     """Queue a job; see `Service.submit`."""
     from engine import specs  # brings pydantic, which an app that only looks does not need
     from engine.plans import advice
 
     request = specs.parse(payload)
-    digest = request.payload_hash()
-    if replayed := _replay(store.read(), request.idempotency_key, digest):
+    digest = digest or request.payload_hash()
+    if replayed := replay(store.read(), request.idempotency_key, digest):
         return replayed
-    warning = advice.of_request(store.read(), request)
+    warning = advice.of_request(store.read(), branches.with_model(store.read(), request))
     if warning and warning.refused and careful:
         raise warning.refusal()
     resources.need_space(home.root, ROOM_TO_START, "a new run")
     judged = _judge(store.read(), request)
-    with store.write() as db:
-        # Asked again under the lock: another may have been first, and entries may have been removed.
-        if replayed := _replay(db, request.idempotency_key, digest):
-            return replayed
-        job = _insert(db, request, judged, digest=digest, job_id=new_id(), now=now)
-        if warning:
-            jobs.add_event(db, job.id, "advice", warning.payload, now=now)
+    job_id = new_id()
+    with branches.held(judged.origin.branch, job_id) as keep:
+        with store.write() as db:
+            # Asked again under the lock: another may have been first, and entries may have been removed.
+            if replayed := replay(db, request.idempotency_key, digest):
+                return replayed
+            job = _insert(db, request, judged, digest=digest, job_id=job_id, now=now)
+            if warning:
+                jobs.add_event(db, job.id, "advice", warning.payload, now=now)
+        keep()
     return Submission(job, created=True, advice=str(warning or ""))
 
 
 def _insert(db: Database, request: JobRequest, judged: _Judged, *, digest: str, job_id: str, now: float) -> Job:
     """Add the job of a request that was judged. Raises as `_judge` does, for what has changed since."""
-    origin, data = judged.origin, _data_of(db, request)
+    origin, datasets = judged.origin, [each.id for each in _data_of(db, request)]
+    first = next(iter(datasets), None)
     chains.need_origin(db, origin)
     wanted = request.hyperparams.output_name
     if wanted:
         catalog.need_free_name(db, wanted)
     hyperparams = {**judged.hyperparams, "output_name": wanted or f"model-{job_id[:8]}"}
     if request.type == CONTRACT:
-        hyperparams["eval_dataset_id"] = data.id if data else None
+        hyperparams["eval_dataset_id"] = first
     return jobs.insert(
         db,
         id=job_id,
@@ -134,12 +149,15 @@ def _insert(db: Database, request: JobRequest, judged: _Judged, *, digest: str, 
         hyperparams=hyperparams,
         base_model_id=None if origin.own else origin.model_id,
         source_model_id=origin.model_id if origin.own else None,
-        dataset_id=data.id if data and request.type != CONTRACT else None,
+        dataset_id=first if request.type != CONTRACT else None,
+        more_dataset_ids=datasets[1:],
+        project_id=request.project_id,
         tags=request.tags,
         notes=request.notes,
-        total_steps=request.hyperparams.total_steps,
+        total_steps=judged.total_steps,
         plan=judged.plan,
         after_id=origin.after.id if origin.after else None,
+        checkpoint_id=origin.branch.checkpoint.id if origin.branch else None,
         now=now,
     )
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine import atomic, evidence, process, recover, resources
+from engine import atomic, evidence, process, recover, removal, resources
 from engine.ballast import BALLAST_BYTES, Ballast
 from engine.deaths import Death, OomWatch, oom_kills
 from engine.errors import EngineError
@@ -29,7 +29,7 @@ from engine.service import Service
 from engine.stalls import STALL_SHOWN_SECONDS, Stalls
 from engine.starting import Starter
 from engine.submitting import ROOM_TO_START
-from store import StoreError, attempts, jobs, states
+from store import StoreError, asked, attempts, jobs, states
 from store.attempts import Attempt
 from store.errors import StoreFull
 from store.jobs import Job
@@ -40,6 +40,7 @@ STOP_GRACE_SECONDS = 600.0
 RETRY_SECONDS = 1.0
 QUEUE_SECONDS = 1.0  # between two looks at a queue of which nothing could start
 QUEUE_LOOK = 500  # jobs looked at for one that may pass those before it
+REMOVAL_SECONDS = 5.0  # between two looks for jobs whose removal was cut short
 BALLAST_SECONDS = 5.0  # between two looks at whether the ballast is there
 ROOM = ROOM_TO_START * 1.2  # below it no run starts
 
@@ -86,6 +87,8 @@ class Supervisor:
         self._oom = OomWatch(oom_count, monotonic)
         self._met: set[tuple[str, int]] = set()  # attempts whose worker this supervisor saw alive
         self._told: set[tuple[str, int]] = set()  # those that it has told to stop
+        self._asked: dict[tuple[str, int], float] = {}  # those that it has asked to save, and of when the request is
+        self._removals_looked = float("-inf")
         self._queue_looked = float("-inf")  # when nothing of the queue could start
         self._ballast = Ballast(service.home.ballast)
         self._ballast_looked = float("-inf")
@@ -142,10 +145,11 @@ class Supervisor:
                 self._with_ballast(self._attend, attempt)
             except Exception as error:  # noqa: BLE001  (kept, and raised below)
                 failure = error
-        try:
-            self._with_ballast(self._start_queued)
-        except Exception as error:  # noqa: BLE001  (as above)
-            failure = failure or error
+        for work in (self._start_queued, self._remove):
+            try:
+                self._with_ballast(work)
+            except Exception as error:  # noqa: BLE001  (as above)
+                failure = failure or error
         self._keep_ballast()
         self._oom.look()
         if failure:
@@ -201,6 +205,7 @@ class Supervisor:
         if job.stop_requested:
             self._stop(attempt, identity)
         else:
+            self._have_saved(job, attempt, identity)
             self._stalls.look(job, attempt, identity)
 
     def _settle(self, attempt: Attempt, identity: Identity) -> None:
@@ -219,12 +224,25 @@ class Supervisor:
             state = recover.settle(db, attempt, self._clock(), death)
         self._met.discard(key)
         self._told.discard(key)
-        self._queue_looked = float("-inf")
+        self._asked.pop(key, None)
+        self._queue_looked = self._removals_looked = float("-inf")
         self._starter.forget(attempt)
         self._releases.ended(attempt)
         self._stalls.forget(attempt)
         ended = attempt.outcome or f"lost: {death.words}"
         log.info("job %s: attempt %d ended (%s), now %s", attempt.job_id, attempt.fence, ended, state)
+
+    def _have_saved(self, job: Job, attempt: Attempt, identity: Identity) -> None:
+        """Ask a worker for the checkpoint that its user wants, once for each request: it stands until there is one.
+
+        Asked again by the next supervisor, it saves no more often: what it has saved is taken in before.
+        """
+        if not job.save_requested or job.state != states.RUNNING:
+            return
+        key, wanted = (attempt.job_id, attempt.fence), asked.save_asked_at(self._store.read(), job.id)
+        if self._asked.get(key) != wanted and process.listens(identity, process.SAVE):
+            process.send(identity, process.SAVE)
+            self._asked[key] = wanted
 
     def _stop(self, attempt: Attempt, identity: Identity) -> None:
         """Ask a worker once to finish its step and save; end its group when the grace is over."""
@@ -238,6 +256,15 @@ class Supervisor:
                 attempts.update(db, attempt.job_id, attempt.fence, stop_signalled_at=now)
         elif now - attempt.stop_signalled_at > self._stop_grace:
             process.send(identity, signal.SIGKILL, group=True)
+
+    def _remove(self) -> None:
+        """Remove the jobs that were to go as soon as nothing works on them."""
+        if self._monotonic() - self._removals_looked < REMOVAL_SECONDS:
+            return
+        self._removals_looked = self._monotonic()
+        for job_id in asked.going(self._store.read()):
+            gone = removal.carry_out(self._store, self.service.home, job_id, now=self._clock())
+            log.info("job %s: %s", job_id, "removed, as asked" if gone else "not removed; its history says why")
 
     # The queue ----------------------------------------------------------------------------------------------------
 

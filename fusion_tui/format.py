@@ -152,6 +152,9 @@ def eta(job: Job, seen: Evidence | None = None) -> str:
 
 _EVENT_WORDS = {
     "stop_requested": "stop requested: the run finishes its step and saves",
+    "save_requested": "checkpoint requested: the run saves at the end of its step",
+    "delete_requested": "the run and all that it made are to be deleted",
+    "delete_refused": "kept",
     "resume": "resumed",
     "hold": "waits",
     "checkpoint_damaged": "checkpoint damaged, set aside",

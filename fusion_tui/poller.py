@@ -187,6 +187,7 @@ class Poller:
         known |= {model.id: model.name for model in service.models()}
         known |= {dataset.id: dataset.name for dataset in service.datasets()}
         used = {one for job in jobs for one in (job.base_model_id, job.source_model_id, job.dataset_id) if one}
+        used |= {one for job in jobs for one in job.more_dataset_ids}
         names = {one: known.get(one) or service.name_of(one) for one in used}
         titles = {job.id: job.name for job in jobs}
         chained = (job for job in jobs if job.after_id)
@@ -256,7 +257,7 @@ class Poller:
             checkpoints=old.checkpoints if checkpoints == old.checkpoints else checkpoints,
             result=self._service.result(job_id),
             model=self._overview.name(job.source_model_id or job.base_model_id),
-            dataset=self._overview.name(job.dataset_id),
+            dataset=", ".join(self._overview.name(one) for one in (job.dataset_id, *job.more_dataset_ids)),
             evidence=self._overview.evidence.get(job_id),
             after=self._overview.after(job),
         )

@@ -6,10 +6,12 @@ The rule: rows are versioned and never change what they point to; the same name 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from store import fence as fences
+from store import uploads
 from store.db import all_rows, insert, tuples
 from store.library import Database
 
@@ -66,6 +68,7 @@ class Dataset:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+Kind = TypeVar("Kind", BaseModel, Model, Dataset)
 TABLES: dict[type, str] = {BaseModel: "base_models", Model: "models", Dataset: "datasets"}
 
 
@@ -74,13 +77,15 @@ def _columns(entry: Any) -> dict[str, Any]:
 
 
 def _add(db: Database, entry: Any) -> Any:
-    """Insert `entry` as the next version of its name and return it with that version."""
+    """Insert `entry` as the next version of its name, unless it has one, and return it with that version."""
     table = TABLES[type(entry)]
     # Base and own models share their names, so that the newest version of a name is one model.
     sharing = ("datasets",) if table == "datasets" else ("base_models", "models")
     queries = [f"SELECT max(version) FROM {name} WHERE name = ?" for name in sharing]  # noqa: S608
     versions = [tuples(db, query, [entry.name])[0][0] or 0 for query in queries]
-    numbered = replace(entry, version=max(versions) + 1)
+    if table == "datasets":
+        versions.append(uploads.newest_version(db, entry.name))  # the ones that are kept for uploads
+    numbered = replace(entry, version=entry.version or max(versions) + 1)
     insert(db, table, _columns(numbered))
     return numbered
 
@@ -98,7 +103,7 @@ def add_model(db: Database, entry: Model, *, fence: int | None = None) -> Model 
     """
     if not fences.holds(db, entry.job_id or "", fence):
         return None
-    for known in models(db):
+    for known in matching(db, Model, entry.id, begins=False):
         if known.id == entry.id:
             return known
     added: Model = _add(db, entry)
@@ -106,9 +111,37 @@ def add_model(db: Database, entry: Model, *, fence: int | None = None) -> Model 
 
 
 def add_dataset(db: Database, entry: Dataset) -> Dataset:
-    """Add a dataset; its version is given here."""
+    """Add a dataset; its version is given here, unless it is one that was kept for it."""
     added: Dataset = _add(db, entry)
     return added
+
+
+def matching(db: Database, kind: type[Kind], reference: str, *, begins: bool) -> list[Kind]:
+    """Return the entries of a kind that are called `reference` or have it as their id or, where `begins`, its begin.
+
+    The same as reading all and looking, in the time that it takes to read those.
+    """
+    # Both halves have an index; the last character that there is ends the span of all that begin so.
+    like = "id >= ?1 AND id < ?1 || char(1114111)" if begins else "id = ?1"
+    sql = f"SELECT * FROM {TABLES[kind]} WHERE name = ?1 OR ({like})"  # noqa: S608
+    return [_entry(kind, row) for row in all_rows(db, sql, [reference])]
+
+
+def titles(db: Database, kind: type[Any], ids: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Return the name and version of each of these entries that is there, by its id."""
+    sql = f"SELECT id, name, version FROM {TABLES[kind]} WHERE id IN (SELECT value FROM json_each(?))"  # noqa: S608
+    return {id: (name, version) for id, name, version in tuples(db, sql, [json.dumps(list(ids))])}
+
+
+def model_names(db: Database, begin: str) -> set[str]:
+    """Return the names of all models, imported and trained, that begin so."""
+    where = "WHERE name >= ?1 AND name < ?1 || char(1114111)"
+    sql = f"SELECT name FROM base_models {where} UNION SELECT name FROM models {where}"  # noqa: S608
+    return {name for (name,) in tuples(db, sql, [begin])}
+
+
+def _entry(kind: type[Kind], row: Mapping[str, Any]) -> Kind:
+    return kind(**({**row, "facts": json.loads(row["facts"])} if kind is Dataset else row))
 
 
 def base_models(db: Database) -> list[BaseModel]:

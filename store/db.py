@@ -88,6 +88,11 @@ def tuples(db: Database, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any
     return _fetch(db, sql, values)[1]
 
 
+def named(db: Database, sql: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Return every row as a tuple, as `tuples` does, of a statement whose parameters have names."""
+    return cast(_Connection, db.conn).fetch(sql, dict(values))[1]
+
+
 def _fetch(db: Database, sql: str, values: Sequence[Any]) -> tuple[list[str], list[tuple[Any, ...]]]:
     return cast(_Connection, db.conn).fetch(sql, list(values))
 

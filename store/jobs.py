@@ -17,7 +17,9 @@ from store.db import all_rows, first_row
 from store.db import insert as insert_row
 from store.errors import NotFound
 from store.library import Database
+from store.selecting import where
 
+GOING = "stopping; will be deleted"  # what a job does that is to be deleted, whatever its worker says
 AFTER = "after"  # what the hold of a job begins with that waits for another one's end
 # The states that change what those who wait are told; between claim and end it is one word, running.
 _TOLD = {states.QUEUED, states.PROVISIONING, states.COMPLETED, states.FAILED, states.CANCELLED}
@@ -102,6 +104,8 @@ def _job(row: Mapping[str, Any]) -> Job:
     values["more_dataset_ids"] = tuple(json.loads(values["more_dataset_ids"]))
     for flag in ("stop_requested", "save_requested", "delete_requested"):
         values[flag] = bool(values[flag])
+    if values["delete_requested"]:
+        values["activity"] = GOING
     return Job(**values)
 
 
@@ -188,10 +192,18 @@ def find(db: Database, reference: str, limit: int = 10) -> list[Job]:
     return [_job(row) for row in all_rows(db, sql, [escaped + "%", reference, limit])]
 
 
-def newest(db: Database, *, state: str | None = None, limit: int | None = None, offset: int = 0) -> list[Job]:
-    """Return jobs, newest first, of one state where `state` is given."""
-    where, values = ("WHERE state = ?", [state]) if state else ("", [])
-    sql = f"SELECT * FROM jobs {where} ORDER BY seq DESC LIMIT ? OFFSET ?"  # noqa: S608
+def newest(
+    db: Database,
+    *,
+    state: str | None = None,
+    states: Sequence[str] = (),
+    project_id: str | None = None,
+    limit: int | None = None,
+    offset: int = 0,
+) -> list[Job]:
+    """Return jobs, newest first: of one state, of any of several, or of one project, where these are given."""
+    condition, values = where([state] if state else states, project_id)
+    sql = f"SELECT * FROM jobs {condition} ORDER BY seq DESC LIMIT ? OFFSET ?"  # noqa: S608
     return [_job(row) for row in all_rows(db, sql, [*values, -1 if limit is None else limit, offset])]
 
 
@@ -327,6 +339,22 @@ def update(db: Database, job_id: str, *, fence: int | None = None, **columns: An
     if not changed and fence is None:
         raise NotFound(f"No job has the id {job_id}.")
     return changed
+
+
+def edit(db: Database, job_id: str, changed: Mapping[str, Any]) -> None:
+    """Give a job another name, other tags or notes; those that wait for it are told its name."""
+    update(db, job_id, **changed)
+    _tell_followers(db, job_id)
+
+
+def branches(db: Database, job_id: str) -> list[Job]:
+    """Return the unfinished jobs that start from a checkpoint of this one, oldest first."""
+    ended = ", ".join(f"'{state}'" for state in sorted(states.FINISHED))
+    sql = (
+        f"SELECT * FROM jobs WHERE state NOT IN ({ended}) "  # noqa: S608
+        "AND checkpoint_id IN (SELECT id FROM checkpoints WHERE job_id = ?) ORDER BY seq"
+    )
+    return [_job(row) for row in all_rows(db, sql, [job_id])]
 
 
 def resolve(db: Database, job: Job, *, hyperparams: Mapping[str, Any], plan: Mapping[str, Any] | None) -> bool:

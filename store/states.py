@@ -35,4 +35,5 @@ TRANSITIONS: dict[str, frozenset[str]] = {
 
 ALL = tuple(TRANSITIONS)
 FINISHED = frozenset({COMPLETED, FAILED, CANCELLED})
+UNFINISHED = tuple(state for state in ALL if state not in FINISHED)
 ACTIVE = frozenset({PROVISIONING, STAGING, RUNNING, CHECKPOINTING, UPLOADING})

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from store import fence as fences
-from store.db import all_rows, insert, tuples
+from store.db import all_rows, insert, named, tuples
 from store.library import Database
 
 LOG_LINES_KEPT = 2000
@@ -101,7 +101,7 @@ def points(db: Database, job_id: str, *, since_step: int = -1, phase: str | None
     are no later or earlier than the job's own steps; of a job without such steps they are all there is.
     """
     where, values = (" AND phase = ?", [phase]) if phase else ("", [])
-    if not phase and since_step >= 0 and _has_own_steps(db, job_id):
+    if not phase and since_step >= 0 and has_own_steps(db, job_id):
         where = f" AND {_OF_OWN}"
     sql = f"SELECT {_POINT_SQL} FROM metrics WHERE job_id = ? AND step > ?{where} ORDER BY step, phase"  # noqa: S608
     return [Point._make(row) for row in tuples(db, sql, [job_id, since_step, *values])]
@@ -109,12 +109,91 @@ def points(db: Database, job_id: str, *, since_step: int = -1, phase: str | None
 
 def latest_step(db: Database, job_id: str) -> int:
     """Return the highest of the job's own steps with a point, of a job without such steps that of any; else -1."""
-    where = f" AND {_OF_OWN}" if _has_own_steps(db, job_id) else ""
+    where = f" AND {_OF_OWN}" if has_own_steps(db, job_id) else ""
     rows = tuples(db, f"SELECT step FROM metrics WHERE job_id = ?{where} ORDER BY step DESC LIMIT 1", [job_id])  # noqa: S608
     return int(rows[0][0]) if rows else -1
 
 
-def _has_own_steps(db: Database, job_id: str) -> bool:
+class Stretch(NamedTuple):
+    """What a stretch of a phase's steps comes to: its points of the least and of the greatest loss.
+
+    A loss that is no number is the greatest: it is what a curve must show.
+    """
+
+    least: Point
+    greatest: Point
+
+
+_LOSS = "coalesce(loss, 9e999)"
+_WITHIN = (
+    f"SELECT step FROM metrics WHERE job_id = :job AND phase = :phase AND step BETWEEN low AND high ORDER BY {_LOSS}"  # noqa: S608
+)
+# Stretch by stretch: grouping in one statement would sort every row, and takes three times as long (a million points).
+_STRETCHES = f"""
+WITH RECURSIVE starts (start) AS (
+    SELECT :first - :first % :width UNION ALL SELECT start + :width FROM starts WHERE start + :width <= :last
+), bounds AS (
+    SELECT max(start, :first) AS low, min(start + :width - 1, :last) AS high FROM starts
+), found AS MATERIALIZED (
+    SELECT ({_WITHIN}, step LIMIT 1) AS least, ({_WITHIN} DESC, step LIMIT 1) AS greatest FROM bounds
+)
+SELECT {", ".join(f"a.{name}" for name in Point._fields)}, {", ".join(f"b.{name}" for name in Point._fields)} FROM found
+CROSS JOIN metrics AS a ON a.job_id = :job AND a.phase = :phase AND a.step = least
+CROSS JOIN metrics AS b ON b.job_id = :job AND b.phase = :phase AND b.step = greatest
+"""  # noqa: S608
+
+
+def stretches(db: Database, job_id: str, phase: str, *, first: int, last: int, width: int) -> list[Stretch]:
+    """Return a phase from step `first` to `last` in stretches of `width` steps, in order, empty ones left out.
+
+    They begin at multiples of `width`.
+    """
+    values = {"job": job_id, "phase": phase, "first": first, "last": last, "width": width}
+    if width > 1:
+        half = len(Point._fields)
+        rows = named(db, _STRETCHES, values)
+        found = [Stretch(Point._make(row[:half]), Point._make(row[half:])) for row in rows]
+        return sorted(found, key=lambda one: one.least.step)
+    del values["width"]
+    sql = (
+        f"SELECT {_POINT_SQL} FROM metrics "  # noqa: S608
+        "WHERE job_id = :job AND phase = :phase AND step BETWEEN :first AND :last ORDER BY step"
+    )
+    return [Stretch(point, point) for point in map(Point._make, named(db, sql, values))]
+
+
+def edge(db: Database, job_id: str, phase: str, *, first: int, last: int, newest: bool = False) -> Point | None:
+    """Return a phase's oldest point from step `first` to `last`, or its newest; None where there is none."""
+    order = "DESC" if newest else "ASC"
+    sql = (
+        f"SELECT {_POINT_SQL} FROM metrics WHERE job_id = ? AND phase = ? AND step BETWEEN ? AND ? "  # noqa: S608
+        f"ORDER BY step {order} LIMIT 1"
+    )
+    rows = tuples(db, sql, [job_id, phase, first, last])
+    return Point._make(rows[0]) if rows else None
+
+
+def other_points(db: Database, job_id: str) -> list[Point]:
+    """Return the points of the phases beside `OWN`, by step; it looks at every point of the job."""
+    sql = f"SELECT {_POINT_SQL} FROM metrics WHERE job_id = ? AND NOT {_OF_OWN} ORDER BY step"  # noqa: S608
+    return [Point._make(row) for row in tuples(db, sql, [job_id])]
+
+
+def are_more(db: Database, job_id: str, *, than: int, since_step: int) -> bool:
+    """Say whether `points` would return more than so many, of no phase in particular."""
+    where = f" AND {_OF_OWN}" if since_step >= 0 and has_own_steps(db, job_id) else ""
+    sql = f"SELECT count(*) FROM (SELECT 1 FROM metrics WHERE job_id = ? AND step > ?{where} LIMIT ?)"  # noqa: S608
+    return bool(tuples(db, sql, [job_id, since_step, than + 1])[0][0] > than)
+
+
+def fits(db: Database, job_id: str, phase: str, *, first: int, last: int, most: int) -> bool:
+    """Say whether a phase has so many points or fewer from step `first` to `last`."""
+    where = "job_id = ? AND phase = ? AND step BETWEEN ? AND ?"
+    sql = f"SELECT count(*) FROM (SELECT 1 FROM metrics WHERE {where} LIMIT ?)"  # noqa: S608
+    return bool(tuples(db, sql, [job_id, phase, first, last, max(most, 0) + 1])[0][0] <= most)
+
+
+def has_own_steps(db: Database, job_id: str) -> bool:
     """Say whether a job makes optimiser steps: it is to make some, or has made one."""
     sql = (
         "SELECT EXISTS (SELECT 1 FROM jobs WHERE id = ?1 AND total_steps > 0) "  # noqa: S608
@@ -168,6 +247,12 @@ def result(db: Database, job_id: str) -> dict[str, Any] | None:
     return json.loads(rows[0][0]) if rows else None
 
 
+def results(db: Database, job_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the result of each of these jobs that has one, by its id."""
+    sql = "SELECT job_id, body FROM results WHERE job_id IN (SELECT value FROM json_each(?))"
+    return {job_id: json.loads(body) for job_id, body in tuples(db, sql, [json.dumps(list(job_ids))])}
+
+
 def add_checkpoint(db: Database, checkpoint: Checkpoint, *, fence: int | None = None) -> int:
     """Record a published checkpoint; one at the same step replaces the earlier record but keeps its id and its pin.
 
@@ -200,12 +285,34 @@ def newest_checkpoint_step(db: Database, job_id: str) -> int:
 def checkpoints(db: Database, job_id: str) -> list[Checkpoint]:
     """Return a job's checkpoints, oldest first."""
     rows = all_rows(db, "SELECT * FROM checkpoints WHERE job_id = ? ORDER BY step", [job_id])
-    return [Checkpoint(**(row | {"pinned": bool(row["pinned"])})) for row in rows]
+    return [_checkpoint(row) for row in rows]
+
+
+def _checkpoint(row: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(**{**row, "pinned": bool(row["pinned"])})
 
 
 def checkpoint(db: Database, job_id: str, step: int) -> Checkpoint | None:
     """Return a job's checkpoint of one step, in whatever state it is."""
     return next((found for found in checkpoints(db, job_id) if found.step == step), None)
+
+
+def find_checkpoint(db: Database, checkpoint_id: str) -> Checkpoint | None:
+    """Return the checkpoint with this id, in whatever state it is."""
+    rows = all_rows(db, "SELECT * FROM checkpoints WHERE id = ?", [checkpoint_id])
+    return next((_checkpoint(row) for row in rows), None)
+
+
+def starts(db: Database, job_ids: Iterable[str]) -> dict[str, tuple[str, str | None, int | None]]:
+    """Return (checkpoint, its job, its step) for each of these jobs that started from a checkpoint; job and step are
+    None where that job was deleted."""
+    ids = list(job_ids)
+    sql = (
+        "SELECT jobs.id, jobs.checkpoint_id, checkpoints.job_id, checkpoints.step FROM jobs "  # noqa: S608
+        "LEFT JOIN checkpoints ON checkpoints.id = jobs.checkpoint_id "
+        f"WHERE jobs.checkpoint_id IS NOT NULL AND jobs.id IN ({', '.join('?' * len(ids))})"
+    )
+    return {row[0]: (row[1], row[2], row[3]) for row in tuples(db, sql, ids)}
 
 
 def pin_checkpoint(db: Database, job_id: str, step: int, pinned: bool) -> None:

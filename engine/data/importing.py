@@ -64,6 +64,7 @@ class _Survey:
     lengths: array[int] = field(default_factory=lambda: array("Q"))
     faults: list[str] = field(default_factory=list)
     faulty: int = 0
+    first_fault: int | None = None  # its place in its file
     size: int = 0  # bytes written
     lines: int = 0  # whole lines written
     ended: bool = True  # whether the last line written is whole
@@ -87,6 +88,7 @@ class _Survey:
                 row = rows.Row(record.place, rows.check(record.fields, self.form), record.fields)
         except rows.RowError as error:
             self.faulty += 1
+            self.first_fault = self.first_fault or record.place
             if len(self.faults) < FAULTS_KEPT:
                 self.faults.append(f"{sources.where(file, record.place)}: {error.message}")
             return
@@ -112,7 +114,8 @@ class _Survey:
         if self.faulty and not self.drop_bad:
             raise InvalidData(
                 f"{first}{more}. Nothing was imported; mend these rows, or leave them out with --drop-bad "
-                "(in the API: drop_bad)."
+                "(in the API: drop_bad).",
+                row=self.first_fault,
             )
         if not self.shapes:
             raise InvalidData(f"{source.name} has no rows{f' that can be used: {first}{more}' if first else ''}.")
@@ -161,6 +164,11 @@ def survey(
     return seen.result(source, facts if source.is_dir() else {})
 
 
+def stage_of(target: Path) -> Path:
+    """Return where the directory `target` is made before it appears."""
+    return target.with_name(f".{target.name}.stage")
+
+
 def import_rows(
     source: Path, target: Path, *, form: str | None = None, drop_bad: bool = False, progress: Progress = silent
 ) -> tuple[ImportedRows, Path]:
@@ -171,7 +179,7 @@ def import_rows(
     files, _ = sources.find(source)
     needed = sum(sources.bytes_expected(path) for path in files)
     resources.need_space(target.parent, needed, f"a copy of {source.name}")
-    staged = target.with_name(f".{target.name}.stage")
+    staged = stage_of(target)
     atomic.discard(staged)
     atomic.step(staged.mkdir, mode=0o700)
     try:
@@ -282,7 +290,7 @@ def convert_gguf(file: Path, target: Path, *, python: str, progress: Progress = 
     # 16 bits a weight from as little as 4: at most four times the file.
     resources.need_space(target.parent, 4 * file.stat().st_size, f"the weights of {file.name}")
     progress(f"converting {file.name}", None)
-    staged = target.with_name(f".{target.name}.stage")
+    staged = stage_of(target)
     try:
         process.run_tool("engine.trainer.convert", [str(file), str(staged)], python=python)
         atomic.publish(staged, target)

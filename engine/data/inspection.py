@@ -23,7 +23,9 @@ class Request:
     format: str
     cache_path: str
     model_path: str
-    seq_len: int | None = None  # None: the default of a finetune
+    seq_len: int | None = None  # None: the default of a finetune, as of the others
+    loss_on: str | None = None
+    system_prompt: str | None = None
 
 
 @dataclass(frozen=True)

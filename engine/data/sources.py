@@ -187,6 +187,7 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".txt": _plain_text,
     ".md": _plain_text,
 }
+LINES = (".jsonl", ".ndjson")  # these hold rows as the copy does
 # In these a place is a line of the file, elsewhere it is the number of a row.
 _BY_LINE = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".md")
 KNOWN = ", ".join(READERS)

@@ -73,7 +73,11 @@ def entries(machine: Machine) -> Iterator[Finding]:
         listed += [("model", one) for one in catalog.base_models(db)] + [("model", one) for one in catalog.models(db)]
         listed += [("dataset", one) for one in catalog.datasets(db)]
         waiting = [job for job in job_rows.newest(db) if not job.finished]
-    used = {one for job in waiting for one in (job.base_model_id, job.source_model_id, job.dataset_id)}
+    used = {
+        one
+        for job in waiting
+        for one in (job.base_model_id, job.source_model_id, job.dataset_id, *job.more_dataset_ids)
+    }
     gone = [(kind, one) for kind, one in listed if not Path(one.path).exists()]
     for kind, one in gone:
         needed = one.id in used

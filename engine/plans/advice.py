@@ -7,7 +7,7 @@ request is only refused for its rate where the caller asked for care.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -215,7 +215,19 @@ class RateWarning:
         )
 
 
-def rate_warning(model: AnyModel, dataset: Dataset, settings: LoopHyperparams) -> RateWarning | None:
+def together(sizes: Sequence[DataSize]) -> DataSize:
+    """Return the size of several datasets that are read as one; lengths are not known of more than one."""
+    if len(sizes) == 1:
+        return sizes[0]
+    rows = [each.rows for each in sizes if each.rows is not None]
+    return DataSize(
+        sum(each.tokens for each in sizes),
+        sum(rows) if len(rows) == len(sizes) else None,
+        origin="; ".join(dict.fromkeys(each.origin for each in sizes)),
+    )
+
+
+def rate_warning(model: AnyModel, datasets: Sequence[Dataset], settings: LoopHyperparams) -> RateWarning | None:
     """Return what is to be said of a job's learning rate, or None where it is in order.
 
     Outside the sizes that the rate was measured on, only a rate beyond REFUSE_ABOVE is warned of and none refused: on
@@ -229,7 +241,7 @@ def rate_warning(model: AnyModel, dataset: Dataset, settings: LoopHyperparams) -
     if settings.lr <= limit * learning_rate(size, LEAST_ROWS, type=type, full=full):
         return None  # in order whatever the rows: they need not be looked at
     sequences = settings.batch_size * settings.grad_accum
-    data = data_size(dataset, Path(model.path))
+    data = together([data_size(each, Path(model.path)) for each in datasets])
     rows = rows_per_step(data, sequences, settings.seq_len) if settings.packing else sequences
     rate = learning_rate(size, rows, type=type, full=full)
     if settings.lr <= limit * rate:
@@ -245,7 +257,7 @@ def of_request(db: Database, request: specs.JobRequest) -> RateWarning | None:
         return None
     try:
         model = find_model(db, request.model_reference or "")
-        dataset = find_dataset(db, request.dataset_id or "")
+        datasets = [find_dataset(db, one) for one in (request.dataset_id or "", *request.more_dataset_ids)]
     except UnknownReference:
         return None
-    return rate_warning(model, dataset, request.hyperparams)
+    return rate_warning(model, datasets, request.hyperparams)

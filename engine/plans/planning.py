@@ -203,7 +203,8 @@ def of_request(db: Database, payload: Mapping[str, Any], *, card_gb: float | Non
         values["dataset_id"] = catalog.STARTER
     request = specs.parse(values)
     if payload.get("dataset_id") is not None:
-        catalog.find_dataset(db, str(payload["dataset_id"]))
+        for named_data in (str(payload["dataset_id"]), *request.more_dataset_ids):
+            catalog.find_dataset(db, named_data)
     try:
         model = catalog.find_model(db, reference if named else request.model_reference or "")
         folder, family = Path(model.path), model.family

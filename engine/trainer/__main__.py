@@ -6,6 +6,7 @@ The rule: nothing is done before the gate opens, for until then no store knows t
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -15,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from engine import atomic
+from engine import atomic, process
 from engine.errors import DiskFailed, EngineError, NoSpace
 from engine.journal import JournalLost, JournalWriter
 from engine.order import GATE, JOURNAL, NOT_ADMITTED, UNTOLD, Order
@@ -43,6 +44,8 @@ def wait_for_gate(directory: Path) -> bool:
 
 def main(directory: Path) -> int:
     """Carry out the order in `directory` and return the exit code: 0 where the journal says how it ended."""
+    # Else it would end a worker that whoever started it did not shield; `StopFlag` listens to it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {process.SAVE})
     if not wait_for_gate(directory):
         print("The gate did not open: no supervisor committed this worker. Leaving.", file=sys.stderr)
         return NOT_ADMITTED
@@ -79,6 +82,10 @@ def carry_out(order: Order, journal: JournalWriter, ballast: Path) -> None:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        if order.start:
+            from engine.trainer import start_model
+
+            start_model.make(order, reporter)
         verb(order.type)(order, reporter, stop)
     except JournalLost:
         raise
@@ -123,7 +130,8 @@ def ending_of(error: BaseException, order: Order) -> Ending:
     sentence = text[:1].upper() + text[1:]
     kinds: dict[type[Exception], Ending] = {
         Stopped: ("preempted", None, None),
-        RowError: ("failed", f"Dataset {order.dataset_name}, {text}", "data"),
+        # Of several datasets the text names the one.
+        RowError: ("failed", sentence if order.more_datasets else f"Dataset {order.dataset_name}, {text}", "data"),
         Diverged: ("failed", sentence, "nan"),
         OutOfMemory: ("failed", sentence, "oom"),
         NoSpace: ("preempted", text, "disk_full"),

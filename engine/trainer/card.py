@@ -29,6 +29,8 @@ def _facts(facts: dict[str, Any]) -> Iterator[str]:
     for key in ("base_model", "dataset", "dataset_sha256"):
         if facts[key]:
             yield f"{key.replace('_', ' ')}: `{facts[key]}`"
+    if start := facts.get("start"):
+        yield f"started from: checkpoint `{start['checkpoint_id']}`, step {start['step']} of the run {start['job']}"
     before, after, moved = result["ppl_baseline"], result["ppl_final"], result["ppl_delta_pct"]
     judged = f"{result['rows_held_out']} held-out rows" if "rows_held_out" in result else "text of the original's own"
     yield f"perplexity on {judged}: {before:.3f} before, {after:.3f} after ({moved:+.1f} %)"

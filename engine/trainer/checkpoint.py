@@ -168,6 +168,14 @@ def _thin_quarantine(roots: Sequence[Path]) -> None:
 
 def restore(directory: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> LoopState:
     """Load a verified checkpoint into model, optimiser and random generators."""
+    restore_weights(directory, model)
+    optimizers.restore(model, optimizer, load_file(directory / "optimizer.safetensors"))
+    devices.set_rng_state(next(model.parameters()).device, load_file(directory / "random.safetensors"))
+    return LoopState.read(directory / STATE)
+
+
+def restore_weights(directory: Path, model: torch.nn.Module) -> None:
+    """Load what was learned by a verified checkpoint into a model of which the same parameters learn."""
     parameters = trained_parameters(model)
     weights = load_file(directory / "weights.safetensors")
     if weights.keys() != parameters.keys():
@@ -175,9 +183,6 @@ def restore(directory: Path, model: torch.nn.Module, optimizer: torch.optim.Opti
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    optimizers.restore(model, optimizer, load_file(directory / "optimizer.safetensors"))
-    devices.set_rng_state(next(model.parameters()).device, load_file(directory / "random.safetensors"))
-    return LoopState.read(directory / STATE)
 
 
 def prune(

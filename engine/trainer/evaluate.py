@@ -35,8 +35,10 @@ def sample_prompt(tokenizer: Any, row: Row) -> tuple[str, str]:
     if row.shape == rows.MESSAGES:
         messages = row.fields["messages"]
         answers = (i for i, message in enumerate(messages) if i and message["role"] == "assistant")
-        # Where the assistant alone speaks there is no prompt in the row: templates take no empty conversation.
-        asked = messages[: next(answers, 0)] or [{"role": "user", "content": "Hello."}]
+        asked = messages[: next(answers, 0)]
+        if all(message["role"] == "system" for message in asked):
+            # Where nobody asks before the assistant speaks: templates take no conversation without a question.
+            asked = [*asked, {"role": "user", "content": "Hello."}]
         return asked[-1]["content"], tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     if row.shape == rows.PROMPT_COMPLETION:
         return row.fields["prompt"], row.fields["prompt"]

@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from engine import atomic
 from engine.hyperparams import FinetuneHyperparams
 from engine.order import Order
-from engine.trainer import device as devices
 from engine.trainer import evaluate, loop, lora, models, optimizer, preparing
 from engine.trainer.checkpoint import LoopState
 from engine.trainer.data.corpora import Corpus
@@ -31,6 +29,20 @@ def prepare(order: Order, settings: FinetuneHyperparams, reporter: Reporter) -> 
     if settings.training_type == "lora":
         model = lora.add_adapters(model, settings).to(ready.device)
     return preparing.objective(model, ready, settings, reporter), ready.tokenizer, ready.corpus, size
+
+
+def settled(settings: FinetuneHyperparams, corpus: Corpus, reporter: Reporter) -> FinetuneHyperparams:
+    """Return the settings with the number of steps that epochs come to over these rows, and say it."""
+    if settings.epochs is None:
+        return settings
+    count, size = len(corpus.training), settings.batch_size * settings.grad_accum
+    settings = settings.over(count)
+    reporter.steps(settings.steps)
+    reporter.log(
+        f"{settings.epochs:g} epoch{'s' * (settings.epochs != 1)} of {count:,} sequences, {size:,} a step: "
+        f"{settings.steps:,} steps."
+    )
+    return settings
 
 
 def judge_baseline(run: Run, tokenizer: Any, state: LoopState) -> None:
@@ -58,18 +70,16 @@ def finished(order: Order, run: Run, settings: FinetuneHyperparams, staged: Path
     dtype = models.sixteen_bits(run.model, run.corpus.validation[0][0].ids, run.device)
     if settings.training_type == "full":
         return run.model, dtype
-    atomic.step(run.model.save_pretrained, staged / "adapter", safe_serialization=True)
     run.optimizer.state.clear()
-    models.release(run.model)
-    devices.free_memory(run.device)
     run.reporter.activity("merging the adapter into the model")
-    return lora.merge(models.load_model(Path(order.model_path), "auto"), staged / "adapter", dtype), dtype
+    return lora.merged(run.model, Path(order.model_path), staged / "adapter", dtype), dtype
 
 
 def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     """Carry out a finetune order from start or newest checkpoint to the published model."""
     settings = FinetuneHyperparams.model_validate(order.hyperparams)
     objective, tokenizer, corpus, params = prepare(order, settings, reporter)
+    settings = settled(settings, corpus, reporter)
     peak = Peak(objective.device)
     peak.passed("loading")
     run = Run(

@@ -36,6 +36,7 @@ from engine.trainer.data import corpora, documents
 from engine.trainer.data.batch import Document, collate_rows
 from engine.trainer.data.corpora import Corpus, Source
 from engine.trainer.data.documents import Documents
+from engine.trainer.data.render import Manner
 
 BUCKETS = 12
 
@@ -98,12 +99,14 @@ def first_batch(corpus: Corpus, fitted: Documents, tokenizer: Any, settings: Fin
 
 def inspect(request: Request) -> Inspection:
     """Return what a request asks for. Raises what loading raises."""
-    settings = FinetuneHyperparams.model_validate({"seq_len": request.seq_len} if request.seq_len else {})
+    asked = {"seq_len": request.seq_len, "loss_on": request.loss_on, "system_prompt": request.system_prompt}
+    settings = FinetuneHyperparams.model_validate({name: value for name, value in asked.items() if value is not None})
     tokenizer = models.load_tokenizer(Path(request.model_path))
     notices = []
     if models.ensure_chat_template(tokenizer):
         notices.append("The model has no chat template; ChatML is used.")
     source = Source(Path(request.dataset_path), request.dataset_sha256, request.format, Path(request.cache_path))
+    source = source.read(Manner.of(settings))
     found = source.tokens(tokenizer, tell, tell)
     fitted = documents.fit(found, seq_len=settings.seq_len, everything=settings.loss_on == "all")
     refused = corpora.refusal(fitted)
@@ -125,7 +128,8 @@ def inspect(request: Request) -> Inspection:
         held_out_rows=len(corpus.validation_rows) if corpus else 0,
         bad_rows=len(fitted.bad),
         bad=tuple(
-            BadRows(reason, len(lines), tuple(lines[: corpora.LINES_SHOWN])) for reason, lines in fitted.reasons()
+            BadRows(reason, len(bad), tuple(int(found.lines[row]) for row in bad[: corpora.LINES_SHOWN]))
+            for reason, bad in fitted.reasons()
         ),
         stops=str(refused) if refused else "",
         truncated_rows=len(fitted.truncated),

@@ -40,6 +40,9 @@ def save(run: Run, state: LoopState, lr: float) -> None:
         "lr": lr,
     }
     directory = checkpoint.save(run.roots[0], state, facts, run.model, run.optimizer)
+    if not run.aside:
+        # Before it is told of: a request that comes later than that is for another one.
+        run.stop.save_requested = False
     report(run, directory)
     with atomic.telling("removing older checkpoints", run.roots[0]):
         checkpoint.prune(
@@ -204,7 +207,8 @@ def train(run: Run, state: LoopState) -> LoopState:
         ends = last or cycle_ends or has_enough(run, state)
         if cycle_ends and run.on_cycle:
             run.on_cycle(state)
-        if (step % settings.save_steps == 0 or best or ends) and not state.guard.no_numbers:
+        asked = run.stop.save_requested and not run.aside
+        if (step % settings.save_steps == 0 or best or ends or asked) and not state.guard.no_numbers:
             save(run, state, rate)
         saved = time.monotonic() - saving
     if has_enough(run, state) and state.step < settings.total_steps:
@@ -235,7 +239,7 @@ def _rate(settings: LoopHyperparams, state: LoopState, step: int) -> float:
         steps=settings.total_steps,
         peak=settings.lr,
         shape=settings.lr_scheduler,
-        warmup_ratio=settings.warmup_ratio,
+        warmup=settings.warmup,
     )
 
 

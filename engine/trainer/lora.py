@@ -17,8 +17,10 @@ import torch
 from torch.nn import functional
 from transformers.activations import SiLUActivation
 
+from engine import atomic
 from engine.errors import Unsupported
 from engine.hyperparams import FinetuneHyperparams
+from engine.trainer import device as devices
 from engine.trainer import models
 
 Dense = Callable[[], torch.Tensor]
@@ -189,6 +191,18 @@ def add_adapters(model: Any, settings: FinetuneHyperparams) -> Any:
         elif _is_gated_mlp(module):
             _fuse_mlp(module)
     return adapted
+
+
+def merged(model: Any, base: Path, adapter: Path, dtype: torch.dtype) -> Any:
+    """Return what `model` has learned as one model, as `dtype` and on the CPU; its adapter is written to `adapter`.
+
+    It is merged onto the weights that are stored in `base`, and `model` is given up for them. Raises OSError.
+    """
+    device = next(model.parameters()).device
+    atomic.step(model.save_pretrained, adapter, safe_serialization=True)
+    models.release(model)
+    devices.free_memory(device)
+    return merge(models.load_model(base, "auto"), adapter, dtype)
 
 
 def merge(base: Any, adapter: Path, dtype: torch.dtype) -> Any:

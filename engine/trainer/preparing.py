@@ -15,7 +15,7 @@ from engine.hyperparams import LoopHyperparams
 from engine.order import Order
 from engine.trainer import device as devices
 from engine.trainer import kernels, models
-from engine.trainer.data import corpora
+from engine.trainer.data import corpora, sources
 from engine.trainer.data.corpora import Corpus
 from engine.trainer.objective import FLAT, Objective
 from engine.trainer.optimizer import trained_parameters
@@ -40,13 +40,7 @@ def read(order: Order, settings: LoopHyperparams, reporter: Reporter) -> Prepare
     if models.ensure_chat_template(tokenizer):
         reporter.log(f"{order.model_name} has no chat template; ChatML is used and saved with the model.")
     reporter.state("staging", "reading the dataset")
-    source = corpora.Source(
-        Path(order.dataset_path),
-        order.dataset_sha256,
-        order.dataset_format,
-        Path(order.cache_path) if order.cache_path else None,
-    )
-    corpus = corpora.load(source, tokenizer, settings, tell=reporter.activity, log=reporter.log)
+    corpus = corpora.load(sources.of_order(order), tokenizer, settings, tell=reporter.activity, log=reporter.log)
     for notice in corpus.notices:
         reporter.log(notice)
     return Prepared(device, tokenizer, corpus)

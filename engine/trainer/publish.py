@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from engine import atomic, manifest, resources
-from engine.order import Order
+from engine.order import Order, Start
 from engine.trainer import models
 from engine.trainer.card import card
 from engine.trainer.reporter import Reporter
@@ -30,17 +31,35 @@ def publish(
     curve: list[tuple[int, float]],
 ) -> None:
     """Write the model of a job and report it. Raises NoSpace, DiskFailed, with nothing half done left behind."""
-    final = Path(order.output_path)
+    outcome = {"curve": curve, "result": result}
+    final, params = Path(order.output_path), int(result["params_after"])
+    with staged_for(final, order.fence, f"the model {order.output_name}", params=params) as staged:
+        _publish(order, reporter, tokenizer, staged, finish, outcome=outcome)
+
+
+@contextmanager
+def staged_for(final: Path, fence: int, what: str, *, params: int) -> Iterator[Path]:
+    """Yield an empty folder for `what`, a model of so many parameters in 16 bits that will lie at `final`.
+
+    What is left in it after an error goes. Raises NoSpace, DiskFailed.
+    """
     # Those of attempts that died while they wrote are of no use to anyone.
     for left in final.parent.glob(f".{final.name}.stage-*"):
         atomic.discard(left)
-    staged = final.with_name(f".{final.name}.stage-{order.fence}")
-    with atomic.telling(f"publishing the model {order.output_name}", final.parent):
+    staged = final.with_name(f".{final.name}.stage-{fence}")
+    with atomic.telling(f"publishing {what}", final.parent):
+        resources.need_space(final.parent, 2 * params, what)
         try:
-            _publish(order, reporter, tokenizer, staged, finish, outcome={"curve": curve, "result": result})
+            atomic.step(staged.mkdir, mode=0o700)
+            yield staged
         except BaseException:
             atomic.discard(staged)
             raise
+
+
+def _start(start: Start) -> dict[str, Any]:
+    """Return what a model's record says of the checkpoint that its job started from."""
+    return {"checkpoint_id": start.checkpoint_id, "job_id": start.job_id, "job": start.job_name, "step": start.step}
 
 
 def _publish(
@@ -48,8 +67,6 @@ def _publish(
 ) -> None:
     final = Path(order.output_path)
     params = int(outcome["result"]["params_after"])
-    resources.need_space(final.parent, 2 * params, f"the model {order.output_name}")
-    atomic.step(staged.mkdir, mode=0o700)
     model, dtype = finish(staged)
     reporter.activity("writing the finished model")
     models.save(model, tokenizer, staged, dtype)
@@ -57,8 +74,9 @@ def _publish(
         "type": order.type,
         "job_id": order.job_id,
         "base_model": order.model_name,
-        "dataset": order.dataset_name,
-        "dataset_sha256": order.dataset_sha256,
+        **({"start": _start(order.start)} if order.start else {}),
+        "dataset": ", ".join(each.name for each in order.datasets),
+        "dataset_sha256": ", ".join(each.sha256 for each in order.datasets),
         "hyperparams": order.hyperparams,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         **outcome,

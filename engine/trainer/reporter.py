@@ -46,6 +46,10 @@ class Reporter:
         """Report something worth a mark in the job's history."""
         self._journal.append("event", {"kind": kind, "payload": payload})
 
+    def steps(self, total: int) -> None:
+        """Say how many optimiser steps the job takes, where that follows from the rows."""
+        self._journal.append("steps", {"total": total})
+
     def resume(self, step: int) -> None:
         """Say that training goes on after `step`; what was reported beyond it is void."""
         self._journal.append("resume", {"step": step})

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from engine import process
 from engine.hyperparams import LoopHyperparams
 from engine.trainer.checkpoint import LoopState
 from engine.trainer.data.corpora import Corpus
@@ -19,16 +20,25 @@ from engine.trainer.reporter import Reporter
 
 
 class StopFlag:
-    """Set by the first TERM or INT; the loop finishes its step and saves. A second signal ends the process."""
+    """Set by the first TERM or INT; the loop finishes its step and saves. A second signal ends the process.
+
+    `save_requested` is set by SAVE: the loop saves at the end of its step and goes on.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self.save_requested = False
 
     def install(self) -> None:
         """Take over the signals of this process; a hang-up of some terminal is nothing to a worker."""
+        signal.signal(process.SAVE, self._on_save)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {process.SAVE})  # one that came before is heard now
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _on_save(self, number: int, frame: object) -> None:
+        self.save_requested = True
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self.requested:
@@ -62,6 +72,7 @@ class Run:
     stop: StopFlag
     penalty: Callable[[int], torch.Tensor] | None = None
     on_cycle: Callable[[LoopState], None] | None = None
+    aside: bool = False  # not the job's own training, of which alone its user may ask for a checkpoint
 
     @property
     def model(self) -> Any:
@@ -82,6 +93,8 @@ def outcome_of(run: Run, state: LoopState) -> dict[str, Any]:
         "ppl_final": after,
         "ppl_delta_pct": 100 * (after - before) / before,
         "loss_final": state.train_loss,
+        # The lowest that was measured once something had been learned; exp of the loss at the end is ppl_final.
+        "eval_loss_best": min((loss for step, loss in state.curve if step), default=state.eval_loss),
         "gpu_seconds": state.seconds,
         "tokens_processed": state.tokens,
         "steps": state.step,

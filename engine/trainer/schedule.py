@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 
-def learning_rate(step: int, *, steps: int, peak: float, shape: str, warmup_ratio: float) -> float:
+def learning_rate(step: int, *, steps: int, peak: float, shape: str, warmup: int) -> float:
     """Return the rate for optimiser step `step` (the first is 1) of `steps`.
 
-    Linear from 0 to `peak` over the warm-up, then cosine or linear to a tenth of `peak`, or constant.
+    Linear from 0 to `peak` over `warmup` steps, then cosine or linear to a tenth of `peak`, or constant.
     """
-    warmup = round(steps * warmup_ratio)
     if step <= warmup:
         return peak * step / warmup
     if shape == "constant":

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 MAX_DEPTH = 32  # a request nests three deep; the rest is room
+MAX_FIELDS = 256  # of one object: each that is not known is compared with all that are
 MAX_DIGITS = 64  # turning digits into a number takes quadratic time
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -25,6 +26,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         raise ValueError("a key stands twice in one object")
+    if len(pairs) > MAX_FIELDS:
+        raise ValueError(f"an object has more than {MAX_FIELDS} fields")
     return values
 
 

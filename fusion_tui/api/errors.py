@@ -16,8 +16,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
-from engine.errors import Conflict, EngineError, InvalidData, InvalidRequest, NoSpace, UnknownReference
+from engine.errors import (
+    Conflict,
+    DiskFailed,
+    EngineError,
+    InvalidData,
+    InvalidRequest,
+    NoSpace,
+    NotAllowed,
+    UnknownReference,
+)
 from store.errors import NotFound, StoreBusy, StoreError, StoreFull, StoreReadOnly, translate
 
 _log = logging.getLogger(__name__)
@@ -28,13 +38,16 @@ STATUS: tuple[tuple[type[Exception], int], ...] = (
     (UnknownReference, 400),
     (InvalidData, 400),
     (Conflict, 409),
+    (NotAllowed, 403),
     (NoSpace, 503),
+    (DiskFailed, 503),
     (EngineError, 400),
     (NotFound, 404),
     (StoreBusy, 503),
     (StoreFull, 503),
     (StoreReadOnly, 503),
     (StoreError, 500),
+    (ClientDisconnect, 400),  # told to nobody: it keeps a client's leaving out of the log
 )
 RETRY_SOON = {"Retry-After": "1"}
 
@@ -70,14 +83,19 @@ _MEANINGS = {
     415: "The body is not application/json.",
     421: "The Host header names another server.",
     422: "Fields that do not fit.",
+    429: "Too many requests; Retry-After says when the next will be let through.",
     503: "The store is busy or cannot be written, or there is no disk space.",
 }
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the OpenAPI entries of these error statuses."""
-    models: dict[int, type[BaseModel]] = {422: InvalidFields}
-    return {s: {"model": models.get(s, Problem), "description": _MEANINGS[s]} for s in statuses}
+    """Return the OpenAPI entries of these error statuses: JSON, whatever else a route answers."""
+    entries: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        model = InvalidFields if status == 422 else Problem
+        schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+        entries[status] = {"description": _MEANINGS[status], "content": {"application/json": {"schema": schema}}}
+    return entries
 
 
 def problem(status: int, detail: Any, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -114,6 +132,7 @@ async def _handle(request: Request, error: Exception) -> JSONResponse:
 
 def install(app: FastAPI) -> None:
     """Have `app` answer every exception from here. What gives a 500 also reaches the server's log."""
-    for kind in (StarletteHTTPException, HTTPException, RequestValidationError, EngineError, StoreError, sqlite3.Error):
+    ours = (EngineError, StoreError, sqlite3.Error)
+    for kind in (StarletteHTTPException, HTTPException, RequestValidationError, ClientDisconnect, *ours):
         app.add_exception_handler(kind, _handle)
     app.add_exception_handler(Exception, _handle)

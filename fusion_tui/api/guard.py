@@ -1,4 +1,4 @@
-"""What stands before every route: sizes, Host, Origin, and the key.
+"""What stands before every route: sizes, Host, Origin, and the key or, under /signed, the signature of the address.
 
 The rule: nothing behind this middleware sees a request that any of these checks refuses, whatever its method or path.
 No answer carries a CORS header, so a page of another site can neither read nor change anything here.
@@ -16,8 +16,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.service import Key, Service
-from fusion_tui.api import errors
-from store.errors import StoreError
+from fusion_tui.api import docs, errors
+from store.errors import StoreBusy, StoreError
 
 MAX_BODY = 1024 * 1024
 MAX_TARGET = 8 * 1024
@@ -29,25 +29,34 @@ MAX_KEY = 256
 
 OURS = ("localhost", "127.0.0.1", "[::1]")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-OPEN_PATHS = ("/health", "/api/health", "/openapi.json")
+SIGNED = "/signed/"  # what is below it needs a signature, and a key is none
+UPLOADS = f"{SIGNED}uploads/"
+OPEN_PATHS = ("/health", "/api/health", "/openapi.json", *docs.PATHS)
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?", re.ASCII)
 
 
-def check_size(scope: Scope, headers: Headers) -> None:
+def is_upload(scope: Scope) -> bool:
+    """Say whether a request's body is a file, which streams to the disk."""
+    return bool(scope["method"] == "PUT" and scope["path"].startswith(UPLOADS))
+
+
+def check_size(scope: Scope, headers: Headers, most: int = MAX_BODY) -> None:
     """Raise HTTPException for a request line, headers or a declared body over the limits, or two ways to count one."""
-    if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_TARGET:
+    if scope["http_version"] not in ("1.0", "1.1"):
+        raise HTTPException(400, f"This server speaks HTTP/1.1, not HTTP/{scope['http_version']}.")
+    if len(scope["method"]) + len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_TARGET:
         raise HTTPException(414, f"The request line is longer than {MAX_TARGET} bytes.")
     if len(headers.raw) > MAX_HEADERS or sum(len(n) + len(v) for n, v in headers.raw) > MAX_HEADER_BYTES:
         raise HTTPException(431, f"At most {MAX_HEADERS} headers of {MAX_HEADER_BYTES} bytes together.")
     length = headers.get("content-length")
     if length is not None and "transfer-encoding" in headers:
         raise HTTPException(400, "Give Content-Length or Transfer-Encoding, not both.")
-    if length is not None and int(length) > MAX_BODY:
-        raise _too_large()
+    if length is not None and int(length) > most:
+        raise _too_large(most)
 
 
-def _too_large() -> HTTPException:
-    return HTTPException(413, f"The body is larger than {MAX_BODY} bytes.")
+def _too_large(most: int) -> HTTPException:
+    return HTTPException(413, f"The body is larger than {most} bytes.")
 
 
 def is_ours(authority: str, port: int, allowed: tuple[str, ...], default_port: int = 80) -> bool:
@@ -95,10 +104,12 @@ def presented_secret(headers: Headers) -> str | None:
 
 
 class _BoundedBody:
-    """An ASGI `receive` that counts the body and the time it takes."""
+    """An ASGI `receive` that counts the body and the time it takes: in all, or, of a file, from piece to piece."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, most: int, *, is_file: bool) -> None:
         self._receive = receive
+        self._most = most
+        self._is_file = is_file
         self._size = 0
         self._whole = False
         self._end = asyncio.get_running_loop().time() + BODY_DEADLINE_S
@@ -106,7 +117,7 @@ class _BoundedBody:
     async def __call__(self) -> Message:
         if self._whole:
             return await self._receive()
-        left = self._end - asyncio.get_running_loop().time()
+        left = BODY_DEADLINE_S if self._is_file else self._end - asyncio.get_running_loop().time()
         try:
             message = await asyncio.wait_for(self._receive(), max(left, 0))
         except asyncio.TimeoutError:
@@ -116,8 +127,8 @@ class _BoundedBody:
             ) from None
         self._size += len(message.get("body", b""))
         self._whole = not message.get("more_body", False)
-        if self._size > MAX_BODY:
-            raise _too_large()
+        if self._size > self._most:
+            raise _too_large(self._most)
         return message
 
 
@@ -127,6 +138,7 @@ class Guard:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
+        self._impatient = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer what is wrong with it."""
@@ -135,25 +147,47 @@ class Guard:
             return
         try:
             self._check(scope)
-            if not (scope["method"] in SAFE_METHODS and scope["path"] in OPEN_PATHS):
+            if scope["path"].startswith(SIGNED):
+                self._check_signature(scope)
+            elif not (scope["method"] in SAFE_METHODS and scope["path"] in OPEN_PATHS):
                 scope.setdefault("state", {})["key"] = await self._authenticate(Headers(scope=scope))
         except (HTTPException, StoreError, sqlite3.Error) as error:
             await errors.answer(error, self._service.store.path)(scope, receive, send)
             return
-        await self._app(scope, _BoundedBody(receive), send)
+        await self._app(scope, _BoundedBody(receive, self._most(scope), is_file=is_upload(scope)), send)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         port = scope["server"][1]
         allowed = self._service.settings.allowed_hosts
-        check_size(scope, headers)
+        check_size(scope, headers, self._most(scope))
         check_host(headers, port, allowed)
         check_site(scope["method"], headers, port, allowed)
+
+    def _most(self, scope: Scope) -> int:
+        """Return how many bytes a request's body may have."""
+        return self._service.uploads.most_bytes if is_upload(scope) else MAX_BODY
+
+    def _check_signature(self, scope: Scope) -> None:
+        """Raise HTTPException 403 unless the address was signed here, for this method and path, within the hour."""
+        query = scope["query_string"].decode("latin-1")
+        if fault := self._service.signer.fault(scope["method"], scope["path"], query):
+            raise HTTPException(403, fault)
+
+    async def _key_of(self, secret: str) -> Key | None:
+        """Look here, which takes a tenth of what going to another thread does; wait there, where the store is busy."""
+        if not self._impatient:
+            self._service.store.read().execute("PRAGMA busy_timeout=0")
+            self._impatient = True  # this thread's connection, which is the loop's
+        try:
+            return self._service.authenticate(secret)
+        except StoreBusy:
+            return await run_in_threadpool(self._service.authenticate, secret)
 
     async def _authenticate(self, headers: Headers) -> Key:
         """Return the request's key. Raises HTTPException 401. The store compares hashes, not secrets."""
         secret = presented_secret(headers)
-        key = await run_in_threadpool(self._service.authenticate, secret) if secret else None
+        key = await self._key_of(secret) if secret else None
         if key is None:
             what = "The key is not known" if secret else "A key is needed"
             detail = (

@@ -9,26 +9,37 @@ import errno
 import ipaddress
 import os
 import socket
+import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 import psutil
 import uvicorn
 from fastapi import FastAPI
+from pydantic import BaseModel
 
+from engine.editing import JobEdit
 from engine.errors import EngineError
 from engine.service import Service, package_version
 from engine.specs import REQUESTS
-from fusion_tui.api import body, errors
-from fusion_tui.api.fusion.entries import NewDataset
+from fusion_tui.api import body, docs, errors, signed
+from fusion_tui.api.commits import Commits
+from fusion_tui.api.document import DESCRIPTION, TAGS, complete
+from fusion_tui.api.felix import routes as felix
+from fusion_tui.api.fusion.entries import NewDataset, NewUpload
+from fusion_tui.api.fusion.keys import NewKey
 from fusion_tui.api.fusion.recommend import RecommendRequest
 from fusion_tui.api.fusion.routes import ROUTERS
-from fusion_tui.api.guard import MAX_HEADER_BYTES, Guard
+from fusion_tui.api.guard import MAX_HEADER_BYTES, MAX_TARGET, Guard
 from fusion_tui.api.wire import BoundedH11Protocol
+from store.errors import StoreError
 
 START_DEADLINE_S = 20.0
 STOP_DEADLINE_S = 15.0  # a write may wait ten seconds for the store
 KEEP_ALIVE_S = 5
+# A request changes threads twice, and each time waits this long for every one that computes; Python's own are 5 ms.
+SWITCH_S = 0.001
 HEADERS = [("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store")]
 
 
@@ -39,7 +50,19 @@ class Api(FastAPI):
         """Return the OpenAPI document."""
         if not self.openapi_schema:
             document = super().openapi()
-            document["components"]["schemas"].update(body.schemas([*REQUESTS.values(), NewDataset, RecommendRequest]))
+            bodies: list[type[BaseModel]] = [
+                errors.Problem,
+                errors.InvalidFields,
+                *REQUESTS.values(),
+                NewDataset,
+                NewUpload,
+                RecommendRequest,
+                NewKey,
+                JobEdit,
+            ]
+            bodies += felix.BODIES
+            document["components"]["schemas"].update(body.schemas(bodies))
+            complete(document["components"]["schemas"])
         assert self.openapi_schema is not None
         return self.openapi_schema
 
@@ -50,30 +73,41 @@ def create_app(service: Service) -> FastAPI:
         title="Fusion TUI",
         version=package_version(),
         summary="Train language models on your own card.",
-        docs_url=None,  # the stock page loads scripts from the network
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        docs_url=None,  # the stock page loads scripts from the network; `docs` has ours
         redoc_url=None,
         redirect_slashes=False,
     )
     app.state.service = service
-    for prefix in ("", "/api"):
-        for router in ROUTERS:
+    app.state.commits = Commits(service)
+    for prefix, routers in (("", ROUTERS), ("/api", ROUTERS), ("/felix", felix.ROUTERS), ("", felix.AT_ROOT)):
+        for router in routers:
             app.include_router(router, prefix=prefix)
+    app.include_router(docs.router)
+    app.include_router(signed.router)  # once: elsewhere, a key would open what needs a signature
     errors.install(app)
     app.add_middleware(Guard, service=service)
     return app
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that tells when it has started, or that it has ended."""
+    """A uvicorn server that tells when it has started, or that it has ended, and ends its streams when it stops."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, commits: Commits) -> None:
         super().__init__(config)
         self.decided = threading.Event()
+        self._commits = commits
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept connections."""
         await super().startup(sockets)
         self.decided.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop. A stream goes on for as long as its job, so it has to be told."""
+        self._commits.stop()
+        await super().shutdown(sockets)
 
 
 def is_loopback(host: str) -> bool:
@@ -147,9 +181,12 @@ class ApiServer:
             )
         listener = bind(self._host, self._port)
         self._port = listener.getsockname()[1]
+        app = create_app(self._service)
+        with suppress(StoreError, OSError):  # another start, or the next upload, does it
+            self._service.uploads.sweep()
         self._server = _Server(
             uvicorn.Config(
-                create_app(self._service),
+                app,
                 http=BoundedH11Protocol,
                 loop="asyncio",
                 ws="none",
@@ -159,11 +196,13 @@ class ApiServer:
                 proxy_headers=False,
                 server_header=False,
                 headers=HEADERS,
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                h11_max_incomplete_event_size=MAX_TARGET + MAX_HEADER_BYTES,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=3,
-            )
+            ),
+            app.state.commits,
         )
+        sys.setswitchinterval(SWITCH_S)
         self._thread = threading.Thread(target=self._serve, args=(self._server, listener), name="api", daemon=True)
         self._thread.start()
         self._server.decided.wait(START_DEADLINE_S)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from engine.catalog import SEQ_LEN_LEAST, SEQ_LEN_MOST
+from engine.catalog import LOSS_ON, SEQ_LEN_LEAST, SEQ_LEN_MOST
 from engine.data import rows
 from engine.data.inspection import Inspection
 from engine.errors import InvalidData
@@ -151,6 +151,8 @@ def _formats(entry: Dataset) -> str:
 @click.option("--model", help="Show the rows as this model will see them: the first batch with its mask.")
 @click.option("--seq-len", type=click.IntRange(SEQ_LEN_LEAST, SEQ_LEN_MOST), help="Tokens per sequence.")
 @click.option("--format", "form", type=click.Choice(list(rows.SHAPES)), help="Read every row as this format.")
+@click.option("--loss-on", type=click.Choice(LOSS_ON), help="What of the rows is trained: the setting of a run.")
+@click.option("--system-prompt", help="Put before conversations that have none: the setting of a run.")
 @click.option("--rows", "count", type=click.IntRange(1, 1000), default=3, help="Rows to show without a model; 3.")
 @json_option
 @pass_session
@@ -161,6 +163,8 @@ def inspect(
     model: str | None,
     seq_len: int | None,
     form: str | None,
+    loss_on: str | None,
+    system_prompt: str | None,
     count: int,
     as_json: bool,
 ) -> None:
@@ -174,7 +178,8 @@ def inspect(
         _show_rows(entry, list(islice(rows.read(Path(entry.path), form), count)), as_json)
         return
     chosen = service.model(model)
-    found = service.inspect_dataset(entry.id, chosen.id, seq_len=seq_len, form=form, progress=progress)
+    asked = {"seq_len": seq_len, "form": form, "loss_on": loss_on, "system_prompt": system_prompt}
+    found = service.inspect_dataset(entry.id, chosen.id, **asked, progress=progress)
     progress_done()
     if as_json:
         document(answers.InspectionEntry.of(entry, chosen, found).model_dump(mode="json"))

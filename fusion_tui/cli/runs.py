@@ -1,4 +1,4 @@
-"""Commands about runs: submit, jobs, show, logs, metrics, watch, events, result, checkpoints, cancel, retry, rm."""
+"""Commands about runs: submit, jobs, show, logs, metrics, watch, events, result, checkpoints."""
 
 from __future__ import annotations
 
@@ -68,7 +68,13 @@ def _request_file(path: Path | None) -> dict[str, Any]:
 @click.command()
 @click.argument("type_", metavar="TYPE", required=False)
 @click.option("--model", help="Model to start from: id or name; @RUN is the one that a run makes, and starts after it.")
-@click.option("--dataset", help="Dataset to train on: id or name. A contract run takes none.")
+@click.option(
+    "--dataset",
+    "datasets",
+    multiple=True,
+    help="Dataset to train on: id or name; repeated, they are read as one. A contract run takes none.",
+)
+@click.option("--checkpoint", metavar="UUID", help="Checkpoint of an earlier fine-tune to start from, not a model.")
 @click.option("--after", metavar="RUN", help="Start when this run is completed: id or name.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A setting; may be repeated.")
 @click.option("--file", "file", type=click.Path(path_type=Path), help="A request as JSON; options win over it.")
@@ -85,7 +91,8 @@ def submit(
     *,
     type_: str | None,
     model: str | None,
-    dataset: str | None,
+    datasets: tuple[str, ...],
+    checkpoint: str | None,
     after: str | None,
     pairs: tuple[str, ...],
     file: Path | None,
@@ -107,8 +114,10 @@ def submit(
       submit contract --model @tuned
     """
     request = _request_file(file)
-    given = {"type": type_, "base_model_id": model, "dataset_id": dataset, "after": after}
+    given: dict[str, Any] = {"type": type_, "base_model_id": model, "checkpoint_id": checkpoint, "after": after}
     given |= {"name": name, "idempotency_key": key}
+    if datasets:
+        given |= {"dataset_id": datasets[0], "more_dataset_ids": list(datasets[1:])}
     request |= {field: value for field, value in given.items() if value is not None}
     if not isinstance(request.get("hyperparams") or {}, dict):
         raise InvalidRequest([Fault(("--file", "hyperparams"), "must be an object")])
@@ -208,7 +217,8 @@ def show(session: Session, *, job_ref: str, as_json: bool) -> None:
     if seen in ("gone", "lost"):
         remedy = "; go on: fusion-tui serve --detach" if seen == "lost" else ""
         click.echo(f"{evidence.WORDS[seen]}{remedy}")
-    data = f" on {service.name_of(job.dataset_id)}" if job.dataset_id else ""
+    named = ", ".join(service.name_of(one) for one in (job.dataset_id, *job.more_dataset_ids))
+    data = f" on {named}" if job.dataset_id else ""
     after = f", after {service.predecessor_of(job)}" if job.after_id else ""
     click.echo(
         f"{job.type} of {service.name_of(job.base_model_id or job.source_model_id)}{data}{after}; {job.retries} retries"
@@ -342,50 +352,11 @@ def checkpoints(session: Session, *, job_ref: str, pin: int | None, unpin: int |
     if as_json:
         document([answers.Checkpoint.of(checkpoint).model_dump(mode="json") for checkpoint in found])
         return
-    rows = [(c.step, c.state, "pinned" if c.pinned else "", _short(c.loss), _short(c.eval_loss), c.path) for c in found]
-    table(("step", "state", "kept", "loss", "eval loss", "path"), rows)
+    rows = [
+        (c.step, c.state, "pinned" if c.pinned else "", _short(c.loss), _short(c.eval_loss), c.id, c.path)
+        for c in found
+    ]
+    table(("step", "state", "kept", "loss", "eval loss", "id", "path"), rows)
 
 
-@click.command()
-@click.argument("job_ref", metavar="ID")
-@json_option
-@pass_session
-def cancel(session: Session, *, job_ref: str, as_json: bool) -> None:
-    """Stop a run: it finishes its step and saves first."""
-    job = session.service.cancel(session.service.find_job(job_ref).id)
-    if as_json:
-        document(job_document(job))
-    else:
-        say(f"{job.name} is cancelled." if job.finished else f"{job.name} stops after its step.")
-
-
-@click.command()
-@click.argument("job_ref", metavar="ID")
-@json_option
-@pass_session
-def retry(session: Session, *, job_ref: str, as_json: bool) -> None:
-    """Queue a failed or cancelled run again; it goes on from its newest checkpoint."""
-    service = session.service
-    job = service.retry(service.find_job(job_ref).id)
-    daemon.ensure_running(service.home)
-    if as_json:
-        document(job_document(job))
-    else:
-        say(f"{job.name} is queued again.")
-
-
-@click.command()
-@click.argument("job_ref", metavar="ID")
-@json_option
-@pass_session
-def rm(session: Session, *, job_ref: str, as_json: bool) -> None:
-    """Delete a finished run with its telemetry and checkpoints, pinned ones too; its model stays."""
-    job = session.service.find_job(job_ref)
-    session.service.delete(job.id)
-    if as_json:
-        document({"deleted": job.id})
-    else:
-        say(f"{job.name} is deleted.")
-
-
-COMMANDS = (submit, jobs, show, logs, metrics, watch, events, result, checkpoints, cancel, retry, rm)
+COMMANDS = (submit, jobs, show, logs, metrics, watch, events, result, checkpoints)

@@ -10,6 +10,8 @@ import click
 from fusion_tui import daemon
 from fusion_tui.cli.output import Session, document, json_option, pass_session, say, table
 
+SCOPES = ("train", "read", "datasets", "models", "billing")  # of store.keys, which a face does not import
+
 
 @click.command()
 @click.option("--host", help="Address to listen on (default 127.0.0.1, or the settings').")
@@ -48,17 +50,48 @@ def token(session: Session, *, as_json: bool) -> None:
         click.echo(secret)
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @json_option
-@pass_session
-def keys(session: Session, *, as_json: bool) -> None:
-    """List the API keys, without their secrets."""
-    session.service.token()
-    listed = session.service.keys()
+@click.pass_context
+def keys(context: click.Context, *, as_json: bool) -> None:
+    """List the API keys, without their secrets; `add` and `revoke` work on one."""
+    if context.invoked_subcommand:
+        return
+    service = context.ensure_object(Session).service
+    service.token()
+    listed = service.keys()
     if as_json:
         document([asdict(key) for key in listed])
     else:
         table(("id", "name", "prefix", "scopes"), [(k.id, k.name, k.prefix, ", ".join(k.scopes)) for k in listed])
+
+
+@keys.command("add")
+@click.argument("name")
+@click.option("--scope", "scopes", type=click.Choice(SCOPES), multiple=True, required=True, help="May be repeated.")
+@json_option
+@pass_session
+def add_key(session: Session, *, name: str, scopes: tuple[str, ...], as_json: bool) -> None:
+    """Make an API key. Its secret is printed here and never again."""
+    made = session.service.make_key(name, tuple(dict.fromkeys(scopes)))
+    if as_json:
+        document(asdict(made.key) | {"secret": made.secret})
+    else:
+        say(f"Made the key {made.key.name} ({', '.join(made.key.scopes)}). Its secret is not shown again:")
+        click.echo(made.secret)
+
+
+@keys.command("revoke")
+@click.argument("key_id", metavar="ID")
+@json_option
+@pass_session
+def revoke_key(session: Session, *, key_id: str, as_json: bool) -> None:
+    """End an API key at once. In place of the first one, `token` makes a new one."""
+    key = session.service.revoke_key(key_id)
+    if as_json:
+        document(asdict(key))
+    else:
+        say(f"Revoked the key {key.name} ({key.prefix}…).")
 
 
 COMMANDS = (serve, token, keys)

@@ -87,7 +87,8 @@ class Setting:
 
     def value(self, text: str) -> Any:
         """Return a typed text as JSON holds it, unless the setting is a text or the text is no number."""
-        if self.field.annotation not in (int, float, bool):
+        kinds = {self.field.annotation, *get_args(self.field.annotation)}  # a number that may be left out, too
+        if not kinds & {int, float, bool}:
             return text
         try:
             return json.loads(text)

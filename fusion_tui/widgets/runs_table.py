@@ -142,7 +142,8 @@ class RunsTable(DataTable[Text]):
         return [job for job in self._overview.jobs if all(word in self._text_of(job) for word in words)]
 
     def _text_of(self, job: Job) -> str:
-        entries = (self._overview.name(one) for one in (job.base_model_id, job.source_model_id, job.dataset_id) if one)
+        used = (job.base_model_id, job.source_model_id, job.dataset_id, *job.more_dataset_ids)
+        entries = (self._overview.name(one) for one in used if one)
         state = fmt.state(job, self._overview.evidence.get(job.id)).plain
         return " ".join([job.id, job.name, job.type, state, self._overview.after(job), *job.tags, *entries]).lower()
 

@@ -119,3 +119,17 @@ def key_with(service: Service) -> Callable[..., dict[str, str]]:
         return {"X-API-Key": secret}
 
     return make
+
+
+@pytest.fixture(scope="module")
+def felix_client(api: ApiServer) -> Iterator[httpx.Client]:
+    """A client of dialect B, still without a key."""
+    with httpx.Client(base_url=f"{api.url}/felix", trust_env=False, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def felix(felix_client: httpx.Client, key_with: Callable[..., dict[str, str]]) -> httpx.Client:
+    """A client of dialect B under a key of its own, so that no test meets another's limit of requests."""
+    felix_client.headers.update(key_with(*keys.SCOPES))
+    return felix_client

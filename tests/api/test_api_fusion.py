@@ -23,6 +23,8 @@ JOB_FIELDS = {
     *("id", "type", "status", "retries", "last_checkpoint_step", "output_model_id"),
     *("created_at", "started_at", "finished_at", "hyperparams", "base_model_id", "source_model_id", "dataset_id"),
     *("progress", "eta_s", "step", "total_steps", "name", "tags", "notes", "stop_requested", "plan", "after"),
+    *("save_requested", "delete_requested", "checkpoint_id"),
+    *("more_dataset_ids", "project_id"),
 }
 # Of a result, beside the fields of every type.
 GROWN_OR_CONTRACTED = (
@@ -329,7 +331,9 @@ def test_the_catalogue_is_listed_in_the_dialects_fields(http):
     (model,) = http.get("/models").json()
     assert model == {
         **{"id": id_of["model"], "name": "mine", "version": 1, "params": 1234, "base_model_id": id_of["base"]},
-        **{"lineage": {"job_id": id_of["job"], "type": None, "parent": parent, "parents": [parent]}},
+        **{
+            "lineage": {"job_id": id_of["job"], "type": None, "parent": parent, "parents": [parent], "checkpoint": None}
+        },
         **{"status": "ready", "created_at": "1970-01-01T00:00:03.000Z"},
     }
     assert http.get(f"/api/models/{model['id']}").json() == model

@@ -19,7 +19,7 @@ from fusion_tui.cli.results import result_text
 from store import catalog, jobs, telemetry
 from tests.crash import light
 from tests.engine.shapes import SMOLLM2_135M
-from tests.store.entries import model
+from tests.store.entries import dataset, model
 
 Command = Callable[..., Result]
 
@@ -66,6 +66,16 @@ def test_a_chain_is_shown_in_the_list_and_of_each_run(service: Service, command:
     assert "step" not in shown.splitlines()[1]
     assert "finetune of tiny on rows; 0 retries" in command("show", "first").stdout
     assert json.loads(command("show", "second", "--json").stdout)["after"] == first.id
+
+
+def test_a_run_on_several_datasets_names_them_all(service: Service, command: Command) -> None:
+    with service.store.write() as db:
+        catalog.add_dataset(db, dataset(name="more"))
+    submit(service, more_dataset_ids=["more"], name="both")
+    assert "finetune of tiny on rows, more; 0 retries" in command("show", "both").stdout
+    words = ("submit", "finetune", "--model", "tiny", "--dataset", "rows", "--dataset", "more")
+    again = command(*words, "--dataset", "rows", code=2)
+    assert "more_dataset_ids.1: 'rows' is the dataset of dataset_id again" in again.output
 
 
 def test_the_share_done_of_a_run_without_steps_is_shown_as_it_is_told(service: Service, command: Command) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,16 @@ def mount(folder: Path, size: str) -> bool:
     return private and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def on_a_small_disk(folder: Path, size: str, work: Callable[..., object], *arguments: object) -> None:
+def on_a_small_disk(
+    folder: Path,
+    size: str,
+    work: Callable[..., object],
+    *arguments: object,
+    begin: Callable[..., BaseProcess] = worker.begin,
+) -> None:
     """Do a module's function in a process that sees a tmpfs of `size` at `folder`; skip where nobody may mount one."""
     folder.mkdir(exist_ok=True)
-    process = worker.begin(_inside, folder, size, work, arguments)
+    process = begin(_inside, folder, size, work, arguments)
     process.join(120)
     if process.exitcode == NOT_PERMITTED:
         pytest.skip("this machine lets nobody mount a small disk: neither root nor in a user namespace")

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine import atomic
+from engine import atomic, process
 from engine.journal import JournalWriter
 from engine.order import JOURNAL, Order
 from engine.trainer import __main__ as real
@@ -36,13 +36,16 @@ def work(
     do: str = "",
     times: int = 1_000_000,
     pad: int = 0,
+    deaf: bool = False,
     config: dict[str, Any] | None = None,
 ) -> None:
     """Carry out an order. At `at_step` it comes to a bad end, `do`, in its first `times` attempts.
 
     It leaves `pad` bytes on the disk in each step, as one that saves does; with `config` it makes a model of no more
-    than that config.json.
+    than that config.json. `deaf`: it does not listen to requests to save, as one of an earlier version.
     """
+    if deaf:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {process.SAVE})
     (pids / str(os.getpid())).touch()
     real.GATE_SECONDS = gate_s
     if not real.wait_for_gate(directory):
@@ -52,6 +55,10 @@ def work(
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    asked: list[int] = []
+    if not deaf:
+        signal.signal(process.SAVE, lambda number, frame: asked.append(number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {process.SAVE})
     ballast = directory / "ballast"
     try:
         atomic.write_bytes(ballast, os.urandom(65536))
@@ -67,7 +74,8 @@ def work(
                     atomic.write_all(file.fileno(), bytes(pad))
             if step == at_step and order.fence <= times:
                 misbehave(do)
-            if step % order.hyperparams["save_steps"] == 0 or stop:
+            if step % order.hyperparams["save_steps"] == 0 or stop or asked:
+                asked.clear()
                 save(order, reporter, step)
             if stop:
                 reporter.end("preempted")

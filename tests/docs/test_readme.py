@@ -1,4 +1,4 @@
-"""The README says what the code does: its tree, its tables of commands, keys and requests, its pictures."""
+"""The README says what the code does: its tree, its tables of commands and keys, its pictures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from engine.paths import Home
-from engine.service import Service
 from engine.settings import Settings
 from fusion_tui.actions import keys_table
-from fusion_tui.api.server import create_app
 from fusion_tui.cli import MODULES, main
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +38,8 @@ def modules(package: str) -> set[str]:
         "engine/trainer",
         "engine/trainer/data",
         "fusion_tui",
+        "fusion_tui/api",
+        "examples",
         "bench",
         "tools",
         "tests",
@@ -67,22 +66,6 @@ def test_the_table_of_keys_is_the_action_registry() -> None:
     rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \|$", section("The app"), re.MULTILINE)
     assert rows[0] == ("where", "key", "does")
     assert rows[1:] == keys_table()
-
-
-def test_every_request_of_the_api_stands_in_the_table(tmp_path: Path) -> None:
-    service = Service(Home(tmp_path), config=Settings())
-    paths = create_app(service).openapi()["paths"]
-    service.close()
-    documented = set(re.findall(r"`(GET|POST|DELETE) (/[^`?]*)`", section("Fine-tune your own")))
-    documented = {(method, re.sub(r"\{[^}]*\}", "{}", path)) for method, path in documented}
-    served = {
-        (method.upper(), re.sub(r"\{[^}]*\}", "{}", path))
-        for path, methods in paths.items()
-        for method in methods
-        if not path.startswith("/api")
-    }
-    assert served - documented == set()
-    assert documented - served == {("GET", "/openapi.json")}
 
 
 def test_every_picture_and_file_that_is_named_exists() -> None:

@@ -236,3 +236,30 @@ def test_a_tool_that_is_stopped_is_gone(tool: Callable[[str], str], tmp_path: Pa
     with pytest.raises(RuntimeError, match="it was stopped"):
         process.run_tool(tool(script), [], stopped=lambda: note.exists() and bool(note.read_text()))
     assert process.identify(int(note.read_text())) is None
+
+
+def test_a_spawned_process_does_not_die_of_a_request_to_save_and_this_one_listens_as_before(spawn: Spawn) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    child = spawn()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    me = identity_of(child.pid)
+    assert process.send(me, process.SAVE)
+    assert process.send(me, signal.SIGCONT)  # delivered after the other would have been
+    status = Path(f"/proc/{child.pid}/status").read_text()
+    assert f"ShdPnd:\t{1 << (process.SAVE - 1):016x}" in status
+    assert process.is_alive(me)
+    assert not process.listens(me, process.SAVE)
+
+
+def test_who_has_a_handler_is_seen_to_listen_until_it_is_gone(tmp_path: Path, spawn: Spawn) -> None:
+    ready = tmp_path / "ready"
+    code = f"import signal, time; signal.signal(10, print); open({str(ready)!r}, 'w'); time.sleep(300)"
+    child = spawn(sys.executable, "-c", code)
+    me = identity_of(child.pid)
+    eventually(ready.exists, what="the handler")
+    assert process.listens(me, signal.SIGUSR1)
+    assert not process.listens(me, signal.SIGUSR2)
+    assert not process.listens(replace(me, start_ticks=me.start_ticks + 1), signal.SIGUSR1)
+    child.kill()
+    child.wait()
+    assert not process.listens(me, signal.SIGUSR1)

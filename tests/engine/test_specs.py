@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import specs
+from engine import catalog, specs
 from engine.errors import InvalidRequest
+from engine.hyperparams import FinetuneHyperparams
 from engine.specs import JobRequest
 
 REQUEST: dict[str, Any] = {"type": "finetune", "idempotency_key": "k", "base_model_id": "m", "dataset_id": "d"}
+
+LATER: dict[str, Any] = {"epochs": 1, "warmup_steps": 5, "system_prompt": "x", "val_split": "last"}
 
 
 def parse(hyperparams: dict[str, Any] | None = None, **fields: Any) -> JobRequest:
@@ -39,7 +42,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
 @pytest.mark.parametrize(
     ("wrong", "nearest"),
     [
-        ("warmup", "warmup_ratio"),
+        ("warmup_ration", "warmup_ratio"),
         ("step", "steps"),
         ("lora_rnk", "lora_rank"),
         ("seqlen", "seq_len"),
@@ -115,6 +118,67 @@ def test_settings_that_rule_each_other_out_are_refused_with_the_remedy() -> None
     assert "set it to 0" in refused({"train_scope": "all", "retain_weight": 0.5}, type="train")
     assert parse({"train_scope": "all"}, type="train").hyperparams.model_dump()["retain_weight"] == 0.0
     assert "use training_type lora" in refused({"training_type": "full", "load_in_4bit": True})
+
+
+def test_epochs_stand_in_place_of_steps_and_never_beside_them() -> None:
+    asked = {"epochs": 2.5, "lr": 1e-4}
+    made = parse(asked).hyperparams
+    stored = made.model_dump()
+    assert (stored["epochs"], "steps" in stored) == (2.5, False)
+    assert parse(stored).hyperparams == made
+    assert parse({"epochs": None, "steps": 5}).hyperparams.total_steps == 5
+    for steps in (5, 2000):
+        assert refused({"epochs": 1, "steps": steps}) == (
+            "hyperparams.epochs: steps follow from epochs: give one of them, not both"
+        )
+    assert "finetune jobs have" in refused({"epochs": 1}, type="train")
+
+
+@pytest.mark.parametrize("type", ["train", "finetune"])
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("warmup_steps", (-1, 1.5, "soon", True, 10_000_001)),
+        ("val_split", ("first", None, 1)),
+        ("system_prompt", ("", 5, ["a"], True, "x" * 100_001, "\ud800")),
+        ("loss_on", ("last", None)),
+    ],
+)
+def test_what_is_said_of_the_rows_and_the_warm_up_is_checked_by_name(type: str, name: str, values: tuple[Any]) -> None:
+    for value in values:
+        assert refused({name: value}, type=type).startswith(f"hyperparams.{name}: ")
+
+
+def test_the_words_that_the_catalogue_knows_are_those_of_the_setting() -> None:
+    assert get_args(FinetuneHyperparams.model_fields["loss_on"].annotation) == catalog.LOSS_ON
+
+
+@pytest.mark.parametrize("value", [0, -1, 10_001, "many", True, [1], math.nan])
+def test_a_number_of_epochs_that_makes_no_sense_is_refused(value: Any) -> None:
+    assert refused({"epochs": value}).startswith("hyperparams.epochs: ")
+
+
+def test_warm_up_steps_win_over_their_share() -> None:
+    def warmup(**asked: Any) -> int:
+        return FinetuneHyperparams.model_validate({"steps": 1000, **asked}).warmup
+
+    assert (warmup(), warmup(warmup_ratio=0.5)) == (30, 500)
+    assert [warmup(warmup_steps=n, warmup_ratio=0.5) for n in (0, 7)] == [0, 7]
+
+
+@pytest.mark.parametrize(
+    ("fields", "digest"),
+    [
+        ({}, "4a730d7fd611180e9c0bd86835741a38afb2fcde760fb32a261086ef01c61b36"),
+        (
+            {"type": "train", "hyperparams": {"lr": 1e-3}},
+            "41c843ca53b2d755c0be3e141e6ef617de79adadee50cc46c2887f3ac73262c2",
+        ),
+    ],
+)
+def test_the_hash_of_a_request_of_an_earlier_version_is_what_it_was(fields: dict[str, Any], digest: str) -> None:
+    assert parse(**fields).payload_hash() == digest
+    assert parse(**fields, more_dataset_ids=[], project_id=None).payload_hash() == digest
 
 
 def test_a_contract_job_takes_no_dataset_and_the_others_need_one() -> None:
@@ -265,13 +329,18 @@ def test_the_hash_leaves_out_the_key_and_takes_in_everything_else() -> None:
         parse({"steps": 5}),
         parse(dataset_id="e"),
         parse(after="a"),
+        parse(more_dataset_ids=["e"]),
+        parse(more_dataset_ids=["e", "f"]),
+        parse(more_dataset_ids=["f", "e"]),
+        parse(project_id="p"),
+        *(parse({name: value}) for name, value in LATER.items()),
         parse(base_model_id="n"),
         parse(base_model_id=None, source_model_id="m"),
         parse(name="x"),
         parse(tags=["x"]),
         parse(notes="x"),
     ]
-    assert len({base, *(other.payload_hash() for other in others)}) == 9
+    assert len({base, *(other.payload_hash() for other in others)}) == 13 + len(LATER)
 
 
 @pytest.mark.parametrize(("steps", "given", "wanted"), [(2000, 0, 200), (50, 0, 25), (10, 0, 25), (2000, 7, 7)])

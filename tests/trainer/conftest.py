@@ -95,7 +95,10 @@ class Bench:
         """Write down the next attempt."""
         self.fence += 1
         roots = tuple(str(self.folder / f"attempt-{n}" / CHECKPOINTS) for n in range(self.fence, 0, -1))
-        settings = HYPERPARAMS[type].model_validate({**BASES[type], **hyperparams})
+        asked = {**BASES[type], **hyperparams}
+        if "epochs" in hyperparams:
+            asked.pop("steps", None)
+        settings = HYPERPARAMS[type].model_validate(asked)
         order = Order(
             job_id="job",
             fence=self.fence,
@@ -137,7 +140,7 @@ class Bench:
             objective=objective,
             optimizer=optimizer.make(objective.model, settings, objective.device),
             corpus=corpus,
-            settings=settings,
+            settings=finetune.settled(settings, corpus, reporter),
             roots=tuple(Path(root) for root in order.checkpoint_roots),
             keep_checkpoints=2,
             reporter=reporter,

@@ -209,7 +209,7 @@ def test_three_in_a_row_go_back_to_the_checkpoint_with_half_the_rate(
             steps=settings.steps,
             peak=settings.lr,
             shape=settings.lr_scheduler,
-            warmup_ratio=settings.warmup_ratio,
+            warmup=settings.warmup,
         )
         assert rate == pytest.approx(whole / 2)
     assert sorted(rates) == [6, 7, 8, 9, 10]

@@ -87,6 +87,20 @@ def test_figures_are_those_of_the_rows(ask: Any, tmp_path: Path) -> None:
     assert 0 < found.trained_share < 1
 
 
+def test_what_a_job_is_told_of_the_rows_shows_in_the_mask(ask: Any, tmp_path: Path) -> None:
+    turns = [USER, {**ANSWER, "content": "First."}, USER, {**ANSWER, "content": "Second."}]
+    path = write_rows(tmp_path / "rows.jsonl", *[{"messages": turns}] * 3)
+
+    def texts(use: str, **asked: Any) -> list[str]:
+        (sequence, *_) = ask(path, **asked).batch
+        return [part.text for part in sequence.documents[0].stretches if part.use == use]
+
+    assert texts(TRAINED) == ["First.<|im_end|>", "Second.<|im_end|>"]
+    assert texts(TRAINED, loss_on="last_answer") == ["Second.<|im_end|>"]
+    assert texts(CONTEXT, loss_on="all") in ([], ["<|im_start|>"])
+    assert texts(CONTEXT, system_prompt="Be brief.")[0].startswith("<|im_start|>system\nBe brief.<|im_end|>")
+
+
 @pytest.mark.parametrize("bad", [{"messages": [USER, {**ANSWER, "content": "x"}]}, {"text": " "}])
 def test_bad_rows_are_shown_by_reason_with_what_a_job_would_say(
     ask: Any, tmp_path: Path, tiny_model: Path, tokenizer: Any, bad: dict[str, Any]

@@ -26,7 +26,7 @@ from engine.trainer.contract import healing, layout, sweep, targeted
 from engine.trainer.contract.layout import Layout
 from engine.trainer.contract.obs import Remaining
 from engine.trainer.contract.progress import Progress
-from engine.trainer.data import corpora, documents
+from engine.trainer.data import corpora, documents, sources
 from engine.trainer.data.batch import Document
 from engine.trainer.data.corpora import Corpus
 from engine.trainer.data.documents import Packs
@@ -101,8 +101,7 @@ def reported_rows(work: Work) -> Sequence[list[Document]]:
     if not order.dataset_path:
         return []
     work.reporter.activity(f"reading {order.dataset_name}")
-    cache = Path(order.cache_path) if order.cache_path else None
-    source = corpora.Source(Path(order.dataset_path), order.dataset_sha256, order.dataset_format, cache)
+    source = sources.of_order(order)
     # A copy, for what is published keeps the template it had, or none.
     tokenizer = copy.deepcopy(work.tokenizer)
     models.ensure_chat_template(tokenizer)

@@ -7,27 +7,27 @@ counted where the job asked to leave such rows out.
 
 from __future__ import annotations
 
-import bisect
 import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data import rows
+from engine.data.packing import pack
 from engine.data.rows import Row, RowError
 from engine.hyperparams import LoopHyperparams
-from engine.trainer.data import documents, token_cache, tokens
+from engine.trainer.data import documents
 from engine.trainer.data.batch import Document
 from engine.trainer.data.documents import Documents, Packs
-from engine.trainer.data.tokens import Tokens
+from engine.trainer.data.render import Manner
+from engine.trainer.data.sources import AnySource, Held, Source
 
-VALIDATION_ROWS_AT_MOST = 500
+__all__ = ["CHATML", "Corpus", "Source", "assemble", "described", "load", "pack", "pad_id", "refusal", "split"]
+
 REASONS_SHOWN, LINES_SHOWN = 5, 5
 
 CHATML = (
@@ -39,75 +39,21 @@ Tell = Callable[[str], object]
 Rows = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Source:
-    """A dataset as a worker is told of it: the JSONL file, its SHA-256, the shape that all rows have (or `mixed`),
-    and the folder of its cached tokens, where they are kept."""
-
-    path: Path
-    sha256: str = ""
-    format: str = rows.MIXED
-    cache: Path | None = None
-
-    @property
-    def form(self) -> str | None:
-        """The shape that all rows have; None: each row's own is detected."""
-        return None if self.format == rows.MIXED else self.format
-
-    def tokens(self, tokenizer: Any, tell: Tell, log: Tell) -> Tokens:
-        """Return all rows as tokens, kept ones where there are. `tell` hears how far it is, `log` what is worth a line.
-
-        Raises ValueError for a tokenizer that cannot be used.
-        """
-        folder = (
-            self.cache / token_cache.key(tokenizer, data_sha256=self.sha256, form=self.form) if self.cache else None
-        )
-        return token_cache.through(
-            folder, lambda: tokens.tokenise(self.path, tokenizer, form=self.form, tell=tell), log
-        )
-
-    def row(self, number: int, found: Tokens) -> Row:
-        """Return one row again, in a shape that is trained on. Raises RowError."""
-        line = int(found.lines[number])
-        with self.path.open("rb") as file:
-            file.seek(int(found.places[number]))
-            row = rows.parse(file.readline(), line, self.form)
-        if row is None:
-            raise RowError("is not there any more: the dataset's file was changed", line)
-        return rows.for_training(row)
-
-
-def split(chosen: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Return (training rows, validation rows): a seeded sample of at least one row and at most 500 is held out.
+def split(chosen: Rows, settings: LoopHyperparams) -> tuple[Rows, Rows]:
+    """Return (training rows, validation rows): a seeded sample, or the last rows as they stand, is held out.
 
     Raises RowError where there are fewer than two rows.
     """
     count = len(chosen)
     if count < 2:
         raise RowError("the dataset has one row; two are needed, one to train on and one to evaluate on")
-    held_out = min(max(1, round(count * fraction)), VALIDATION_ROWS_AT_MOST, count - 1)
-    sample = random.Random(seed).sample(range(count), held_out)  # noqa: S311  (a split, not a secret)
+    held_out = settings.held_out(count)
+    if settings.val_split == "last":
+        return chosen[:-held_out], chosen[-held_out:]
+    sample = random.Random(settings.seed).sample(range(count), held_out)  # noqa: S311  (a split, not a secret)
     held = np.zeros(count, np.bool_)
     held[sample] = True
     return chosen[~held], chosen[held]
-
-
-def pack(sizes: Sequence[int], seq_len: int) -> list[list[int]]:
-    """Put documents of these sizes into sequences of at most `seq_len` tokens: best fit, longest first."""
-    bins: list[list[int]] = []
-    open_bins: list[tuple[int, int]] = []  # (room left, index), sorted
-    for number in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
-        size = sizes[number]
-        place = bisect.bisect_left(open_bins, (size, -1))
-        if place < len(open_bins):
-            room, index = open_bins.pop(place)
-        else:
-            room, index = seq_len, len(bins)
-            bins.append([])
-        bins[index].append(number)
-        if room - size > 1:
-            bisect.insort(open_bins, (room - size, index))
-    return bins
 
 
 @dataclass(frozen=True)
@@ -117,7 +63,7 @@ class Corpus:
     training: Packs
     validation: Packs
     training_rows: int
-    validation_rows: list[Row]
+    validation_rows: Sequence[Row]
     truncated_rows: int
     training_tokens: int
     pad: int
@@ -148,14 +94,15 @@ def pad_id(tokenizer: Any) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
 
 
-def described(reasons: Sequence[tuple[str, Sequence[int]]]) -> str:
+def described(fitted: Documents) -> str:
     """Return in words what is wrong with which lines."""
-    parts = []
-    for reason, lines in reasons[:REASONS_SHOWN]:
-        named = ", ".join(str(line) for line in lines[:LINES_SHOWN])
-        more = f" and {len(lines) - LINES_SHOWN:,} more" if len(lines) > LINES_SHOWN else ""
-        parts.append(f"line{'s' * (len(lines) > 1)} {named}{more}: {reason}")
-    rest = sum(len(lines) for _, lines in reasons[REASONS_SHOWN:])
+    parts, found, reasons = [], fitted.tokens, fitted.reasons()
+    for reason, bad in reasons[:REASONS_SHOWN]:
+        several = f"line{'s' * (len(bad) > 1)} " if not found.parts else ""
+        named = ", ".join(found.place(row) if found.parts else str(found.lines[row]) for row in bad[:LINES_SHOWN])
+        more = f" and {len(bad) - LINES_SHOWN:,} more" if len(bad) > LINES_SHOWN else ""
+        parts.append(f"{several}{named}{more}: {reason}")
+    rest = sum(len(bad) for _, bad in reasons[REASONS_SHOWN:])
     return "; ".join(parts) + (f"; and {rest:,} more" if rest else "")
 
 
@@ -165,13 +112,13 @@ def refusal(fitted: Documents) -> RowError | None:
         return None
     total = len(fitted.tokens.ends)
     if len(fitted.bad) == total:
-        return RowError(f"none of its {total:,} rows can be trained on: {described(fitted.reasons())}")
+        which = f"the {total:,} rows of these datasets" if fitted.tokens.parts else f"its {total:,} rows"
+        return RowError(f"none of {which} can be trained on: {described(fitted)}")
     first, others = min(fitted.bad), len(fitted.bad) - 1
     more = f" {others:,} more row{'s' * (others > 1)} cannot be used either." if others else ""
-    return RowError(
-        f"{fitted.bad[first]}.{more} Mend the data, or set drop_bad_rows to leave such rows out and count them",
-        int(fitted.tokens.lines[first]),
-    )
+    words = f"{fitted.bad[first]}.{more} Mend the data, or set drop_bad_rows to leave such rows out and count them"
+    whose, line = fitted.tokens.whose(first), int(fitted.tokens.lines[first])
+    return RowError(f"dataset {whose}, line {line}: {words}") if whose else RowError(words, line)
 
 
 def truncation(fitted: Documents, seq_len: int) -> str:
@@ -197,20 +144,20 @@ def _notices(fitted: Documents, corpus: Corpus, settings: LoopHyperparams) -> tu
     kind = "packed sequences" if settings.packing else "sequences"
     kept = (
         f"{corpus.training_rows:,} rows to train on ({corpus.training_tokens:,} tokens in {count:,} {kind}, "
-        f"{fill:.0%} full), {len(corpus.validation_rows)} held out, {corpus.truncated_rows:,} truncated."
+        f"{fill:.0%} full), {len(corpus.validation_rows):,} held out, {corpus.truncated_rows:,} truncated."
     )
     many = "rows are" if corpus.dropped_rows > 1 else "row is"
-    dropped = f"{corpus.dropped_rows:,} {many} left out: {described(fitted.reasons())}." if fitted.bad else ""
+    dropped = f"{corpus.dropped_rows:,} {many} left out: {described(fitted)}." if fitted.bad else ""
     cut = fitted.tokens.thoughts_cut
     thoughts = f"The chat template leaves out the reasoning of answers in {cut:,} row{'s' * (cut > 1)}." if cut else ""
     return tuple(notice for notice in (kept, truncation(fitted, settings.seq_len), dropped, thoughts) if notice)
 
 
-def assemble(source: Source, fitted: Documents, settings: LoopHyperparams, pad: int) -> Corpus:
+def assemble(source: AnySource, fitted: Documents, settings: LoopHyperparams, pad: int) -> Corpus:
     """Split and pack a dataset's good rows for one job. Raises RowError where they are fewer than two."""
     found = fitted.tokens
     good = np.setdiff1d(np.arange(len(found.ends)), list(fitted.bad))
-    training_rows, held_rows = split(good, settings.val_fraction, settings.seed)
+    training_rows, held_rows = split(good, settings)
 
     def packed(chosen: Rows) -> tuple[Packs, int]:
         numbers = fitted.of_rows(chosen)
@@ -223,7 +170,7 @@ def assemble(source: Source, fitted: Documents, settings: LoopHyperparams, pad: 
         training=training,
         validation=packed(held_rows)[0],
         training_rows=len(training_rows),
-        validation_rows=[source.row(number, found) for number in held_rows.tolist()],
+        validation_rows=Held(source, found, held_rows.tolist()),
         truncated_rows=len(fitted.truncated),
         training_tokens=size,
         pad=pad,
@@ -237,13 +184,14 @@ def _silent(_: str) -> None:
 
 
 def load(
-    source: Source, tokenizer: Any, settings: LoopHyperparams, *, tell: Tell = _silent, log: Tell = _silent
+    source: AnySource, tokenizer: Any, settings: LoopHyperparams, *, tell: Tell = _silent, log: Tell = _silent
 ) -> Corpus:
     """Read, tokenise, cut, split and pack a dataset. `tell` hears how far it is, `log` what is worth keeping.
 
     Raises RowError, naming the line, at a row that cannot be used, unless the settings leave such rows out; ValueError
     for a tokenizer that cannot be used.
     """
+    source = source.read(Manner.of(settings))
     found = source.tokens(tokenizer, tell, log)
     fitted = documents.fit(found, seq_len=settings.seq_len, everything=settings.loss_on == "all")
     refused = refusal(fitted)

@@ -55,12 +55,12 @@ class Documents:
         return np.flatnonzero(np.isin(self.rows, chosen))
 
     def reasons(self) -> list[tuple[str, list[int]]]:
-        """Return what is wrong with the bad rows: (reason, lines), the most frequent first."""
+        """Return what is wrong with the bad rows: (reason, rows), the most frequent first."""
         counts = Counter(self.bad.values())
-        lines: dict[str, list[int]] = {reason: [] for reason, _ in counts.most_common()}
+        found: dict[str, list[int]] = {reason: [] for reason, _ in counts.most_common()}
         for row, reason in self.bad.items():
-            lines[reason].append(int(self.tokens.lines[row]))
-        return list(lines.items())
+            found[reason].append(row)
+        return list(found.items())
 
 
 def fit(tokens: Tokens, *, seq_len: int, everything: bool) -> Documents:

@@ -17,6 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from engine.data import rows
 from engine.data.rows import Row, RowError
+from engine.hyperparams import LoopHyperparams
 
 _MARKERS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # Words that nobody writes (characters for private use): where they come out, a message stands for certain.
@@ -26,6 +27,32 @@ _BEGUN_TAG = re.compile(r"[<\[][^>\]]*$")  # at the end of a text that was cut i
 
 Message = dict[str, Any]
 Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Manner:
+    """What a job's settings change of how rows are read: what stands before conversations that have no system message,
+    and whether the last answer of each alone is trained. Tokens are kept for each manner by themselves."""
+
+    system_prompt: str | None = None
+    last_answer: bool = False
+
+    @classmethod
+    def of(cls, settings: LoopHyperparams) -> Manner:
+        """Return the manner of a job."""
+        return cls(settings.system_prompt, settings.loss_on == "last_answer")
+
+    def row(self, row: Row) -> Row:
+        """Return a row in a shape that is trained on, as the model is to see it. Raises RowError."""
+        row = rows.for_training(row)
+        messages = row.fields.get("messages") if row.shape == rows.MESSAGES else None
+        if self.system_prompt is None or messages is None or any(one["role"] == "system" for one in messages):
+            return row
+        told = {"role": "system", "content": self.system_prompt}
+        return Row(row.line, row.shape, {**row.fields, "messages": [told, *messages]})
+
+
+PLAIN = Manner()  # rows as they are
 
 
 @dataclass(frozen=True)
@@ -92,17 +119,18 @@ def _spelt(message: Message) -> Message:
 
 
 class Renderer:
-    """Renders rows with one tokenizer's template."""
+    """Renders rows with one tokenizer's template, in one manner."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, manner: Manner = PLAIN) -> None:
         self._tokenizer = tokenizer
+        self._manner = manner
 
     def render(self, row: Row) -> Rendered:
         """Return a row as text with its trained spans: answers of a chat, the completion, or the whole text.
 
         Raises RowError where the template fails, and for rows that are of no shape to train on.
         """
-        row = rows.for_training(row)
+        row = self._manner.row(row)
         if row.shape == rows.MESSAGES:
             messages, tools = row.fields["messages"], row.fields.get("tools")
             try:
@@ -128,7 +156,12 @@ class Renderer:
         whole, marked = self._marked(messages, tools)
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         said = [messages[index] for index in answers]
-        if not (marked and _hold(whole, marked, said)):
+        sure = bool(marked) and _hold(whole, marked, said)
+        if self._manner.last_answer:
+            # Where a template marks one span for each answer, the last is the last one's.
+            sure, marked = sure and len(marked) == len(answers), marked[-1:]
+            answers, said = answers[-1:], said[-1:]
+        if not sure:
             marked = []
             try:
                 for index in answers:
@@ -145,7 +178,9 @@ class Renderer:
         if span is None or span[0] < least:
             span = self._by_place(messages, tools, index, whole, least)
         if not _says(whole[slice(*span)], messages[index]):
-            raise RowError(f"the chat template does not show what the assistant says in message {index + 1}")
+            raise RowError(
+                f"the chat template does not show what the assistant says in message {self._number(messages, index)}"
+            )
         return span
 
     def _by_difference(self, messages: list[Message], tools: list[Any] | None, index: int, whole: str) -> Span | None:
@@ -174,7 +209,9 @@ class Renderer:
         opening, ending = self._frame
         other = self._apply([*messages[:index], {**messages[index], "content": _FIRST}, *messages[index + 1 :]], tools)
         if _FIRST not in other or not opening:
-            raise RowError(f"the chat template does not show what the assistant says in message {index + 1}")
+            raise RowError(
+                f"the chat template does not show what the assistant says in message {self._number(messages, index)}"
+            )
         begin = _alike(whole, other)
         rest = _alike(whole[begin:][::-1], other[begin:][::-1])
         end = len(whole) - rest
@@ -191,6 +228,11 @@ class Renderer:
         ):
             end = close + len(ending)
         return start, end
+
+    def _number(self, messages: list[Message], index: int) -> int:
+        """Return a message's number in the row as given, from 1: what the manner put before it is not counted."""
+        put = messages[0] == {"role": "system", "content": self._manner.system_prompt}
+        return index + (not put)
 
     def _next(self, messages: list[Message], tools: list[Any] | None, index: int, whole: str) -> int:
         """Return where the words of the message after `index` begin."""

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from engine import atomic, manifest, process
 from engine.manifest import Damaged
+from engine.trainer.data.render import PLAIN, Manner
 from engine.trainer.data.tokens import Fault, Tokens
 
 # Raised when rows become other tokens, or the folder's layout changes.
@@ -27,7 +28,7 @@ ARRAYS = "tokens.safetensors"
 _NAMES = ("ids", "answers", "ends", "lines", "places", "goes_on", "reasons")
 
 
-def key(tokenizer: Any, *, data_sha256: str, form: str | None) -> str:
+def key(tokenizer: Any, *, data_sha256: str, form: str | None, manner: Manner = PLAIN) -> str:
     """Return the name of a dataset's tokens: of the file's content, how it is read, tokenizer and template."""
     parts = [
         VERSION,
@@ -38,6 +39,8 @@ def key(tokenizer: Any, *, data_sha256: str, form: str | None) -> str:
         tokenizer.special_tokens_map,
         tokenizer.chat_template,
     ]
+    if manner != PLAIN:
+        parts.append(asdict(manner))
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

@@ -1,8 +1,8 @@
 """A dataset's rows as token ids, with a mask of what the assistant says.
 
-The rule: nothing here depends on a job's settings but the tokenizer and the rows, so that the result is kept and used
-again (`token_cache`); what does not fit, or is not to be trained, is decided later (`documents`). A row that fails is
-there with its reason and without tokens.
+The rule: nothing here depends on a job's settings but the tokenizer, the rows and the manner in which they are read, so
+that the result is kept and used again (`token_cache`); what does not fit, or is not to be trained, is decided later
+(`documents`). A row that fails is there with its reason and without tokens.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from engine.data import rows
 from engine.data.rows import Row, RowError
-from engine.trainer.data.render import Rendered, Renderer, Span
+from engine.trainer.data.render import PLAIN, Manner, Rendered, Renderer, Span
 
 # Rows handed to the tokenizer at once: enough to keep every core busy, little enough to tell progress.
 BATCH_ROWS, BATCH_CHARACTERS = 512, 2_000_000
@@ -54,6 +55,7 @@ class Tokens:
     reasons: NDArray[np.int32]
     faults: tuple[Fault, ...] = ()
     thoughts_cut: int = 0  # rows of which the template left out some reasoning
+    parts: tuple[tuple[str, int], ...] = ()  # of several datasets: the name of each, and its first row
 
     @property
     def sizes(self) -> NDArray[np.int64]:
@@ -64,6 +66,35 @@ class Tokens:
         """Return what is wrong with a row, if anything."""
         reason = int(self.reasons[row])
         return self.faults[reason - 1] if reason else None
+
+    def whose(self, row: int) -> str:
+        """Return the name of the dataset that a row is of; empty where there is but one."""
+        return self.parts[bisect_right([first for _, first in self.parts], row) - 1][0] if self.parts else ""
+
+    def place(self, row: int) -> str:
+        """Return how a person finds a row: line 7, or of several datasets rows line 7."""
+        return f"{self.whose(row)} line {self.lines[row]}".lstrip()
+
+
+def joined(named: Sequence[tuple[str, Tokens]]) -> Tokens:
+    """Return the rows of several datasets, each with its name, as those of one, in their order."""
+    each = [tokens for _, tokens in named]
+    rows = np.cumsum([0, *(len(tokens.ends) for tokens in each)]).tolist()
+    begun = np.cumsum([0, *(len(tokens.ids) for tokens in each)]).tolist()
+    known = np.cumsum([0, *(len(tokens.faults) for tokens in each)]).tolist()
+    reasons = [np.where(one.reasons > 0, one.reasons + first, 0) for one, first in zip(each, known, strict=False)]
+    return Tokens(
+        ids=np.concatenate([tokens.ids for tokens in each]),
+        answers=np.concatenate([tokens.answers for tokens in each]),
+        ends=np.concatenate([tokens.ends + first for tokens, first in zip(each, begun, strict=False)]),
+        lines=np.concatenate([tokens.lines for tokens in each]),
+        places=np.concatenate([tokens.places for tokens in each]),
+        goes_on=np.concatenate([tokens.goes_on for tokens in each]),
+        reasons=np.concatenate(reasons).astype(np.int32),
+        faults=tuple(fault for tokens in each for fault in tokens.faults),
+        thoughts_cut=sum(tokens.thoughts_cut for tokens in each),
+        parts=tuple((name, first) for (name, _), first in zip(named, rows, strict=False)),
+    )
 
 
 class _Builder:
@@ -207,6 +238,7 @@ def tokenise(
     tokenizer: Any,
     *,
     form: str | None = None,
+    manner: Manner = PLAIN,
     tell: Callable[[str], object] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Tokens:
@@ -230,7 +262,7 @@ def tokenise(
     waiting: tuple[list[_Waiting], Future[dict[int, Any]]] | None = None
     # While one batch is with the tokenizer, which needs no interpreter, the next is rendered, which does.
     with ThreadPoolExecutor(max_workers=1) as encoder:
-        for batch in _batches(_rendered(_lines(path), Renderer(tokenizer), form)):
+        for batch in _batches(_rendered(_lines(path), Renderer(tokenizer, manner), form)):
             ahead = encoder.submit(_encode, backend, batch)
             if waiting:
                 _add(waiting[0], waiting[1].result(), eos, built)

@@ -124,6 +124,7 @@ def compare(
         keep_checkpoints=2,
         reporter=aside,
         stop=stop,
+        aside=True,
     )
     torch.manual_seed(settings.seed)
     state = loop.train(run, loop.resume(run))

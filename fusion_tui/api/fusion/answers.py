@@ -5,6 +5,7 @@ The rule: field names are the dialect's own, to the letter; rows turn into them 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -62,6 +63,8 @@ class Job(Answer):
     base_model_id: str | None
     source_model_id: str | None
     dataset_id: str | None = Field(description="Null for a contract job.")
+    more_dataset_ids: list[str] = Field(description="Datasets that are read after that one, as if they were one.")
+    project_id: str | None
     after: str | None = Field(description="Id of the job that must be completed before this one starts.")
     progress: float = Field(ge=0, le=1)
     eta_s: Measure = Field(description="Seconds to go, where known.")
@@ -71,12 +74,15 @@ class Job(Answer):
     tags: list[str]
     notes: str
     stop_requested: bool
+    save_requested: bool = Field(description="A checkpoint was asked for and is not there yet.")
+    delete_requested: bool = Field(description="It goes with all that it made as soon as its worker has stopped.")
+    checkpoint_id: str | None = Field(description="The checkpoint of an earlier job that this one starts from.")
     plan: StoredPlan | None = Field(description="Memory; null where the model's could not be planned.")
 
     @classmethod
     def of(cls, job: rows.Job) -> Job:
         """Translate a row."""
-        values = asdict(job) | {"status": job.state, "progress": job.progress, "after": job.after_id}
+        values = vars(job) | {"status": job.state, "progress": job.progress, "after": job.after_id}
         if job.state != "failed":
             values.pop("error")
         return cls.model_validate(values)
@@ -109,7 +115,7 @@ class Metrics(Answer):
     points: list[Point]
 
     @classmethod
-    def of(cls, job_id: str, points: list[rows.Point], latest_before: int) -> Metrics:
+    def of(cls, job_id: str, points: Sequence[rows.Point], latest_before: int) -> Metrics:
         """Translate rows. `latest_before` was read before them, so that nobody who asks next for newer ones misses
         any."""
         own = (point.step for point in points if point.phase in rows.OWN)
@@ -140,7 +146,7 @@ class Logs(Answer):
     @classmethod
     def of(cls, job_id: str, lines: list[rows.LogLine], latest_seq: int) -> Logs:
         """Translate rows."""
-        kept = [LogLine.model_validate(asdict(line)) for line in lines]
+        kept = [LogLine.model_validate(vars(line)) for line in lines]
         return cls(job_id=job_id, latest_seq=latest_seq, lines=kept)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
@@ -38,14 +38,22 @@ def list_datasets(service: Engine) -> list[entries.DatasetEntry]:
     "",
     status_code=201,
     dependencies=DATASETS,
-    responses=errors.documented(400, 408, 413, 415),
+    responses=errors.documented(400, 404, 408, 409, 413, 415),
     openapi_extra=body.documented(entries.NewDataset),
 )
 def add_dataset(service: Engine, payload: body.JsonObject) -> entries.DatasetEntry:
-    """Register a file or folder of this machine as a new version of `name`; the rows are read and copied."""
+    """Register a file that was sent, or a file or folder of this machine, as a new version of `name`.
+
+    The rows are read, judged and copied before the answer. An upload that cannot be registered stays, so that it can be
+    under another name or format, or with `drop_bad`.
+    """
     request = body.validated(entries.NewDataset, payload)
+    asked: dict[str, Any] = {"form": request.format, "drop_bad": request.drop_bad}
     try:
-        entry = service.add_dataset(request.path, request.name, form=request.format, drop_bad=request.drop_bad)
+        if request.upload_id:
+            entry = service.uploads.register(request.upload_id.lower(), request.name, **asked)
+        else:
+            entry = service.add_dataset(str(request.path), request.name, **asked)
     except PermissionError:
         raise InvalidData(f"{request.path} may not be read by this user. Change its permissions or copy it.") from None
     return entries.DatasetEntry.model_validate(asdict(entry))

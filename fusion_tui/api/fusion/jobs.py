@@ -10,11 +10,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
+from engine.editing import JobEdit
 from engine.specs import REQUESTS
 from fusion_tui.api import body, errors
 from fusion_tui.api.access import LARGEST, READ, SCHEMES, TRAIN, Engine, Id
 from fusion_tui.api.fusion import answers
 from fusion_tui.api.fusion.plan import MemoryPlan
+from fusion_tui.api.writing import written
 from store.errors import NotFound
 
 router = APIRouter(tags=["jobs"], dependencies=SCHEMES, responses=errors.documented(401, 403, 421, 422, 503))
@@ -24,17 +26,15 @@ router = APIRouter(tags=["jobs"], dependencies=SCHEMES, responses=errors.documen
     "/jobs",
     status_code=201,
     dependencies=TRAIN,
-    response_model_exclude_unset=True,
+    response_model=answers.Job,
     responses=errors.documented(400, 408, 409, 413, 415)
     | {200: {"model": answers.Job, "description": "The job that this idempotency key made before."}},
     openapi_extra=body.documented(*REQUESTS.values()),
 )
-def submit_job(service: Engine, payload: body.JsonObject, response: Response) -> answers.Job:
+def submit_job(service: Engine, payload: body.JsonObject) -> Response:
     """Queue a job. The same idempotency key with the same payload answers 200 and the same job."""
     submission = service.submit(payload)
-    if not submission.created:
-        response.status_code = 200
-    return answers.Job.of(submission.job)
+    return written(answers.Job.of(submission.job), 201 if submission.created else 200)
 
 
 @router.post(
@@ -53,47 +53,24 @@ def plan_job(
     return MemoryPlan.model_validate(service.plan(payload, card_gb=card_gb).document())
 
 
-@router.get("/jobs", dependencies=READ, response_model_exclude_unset=True)
+@router.get("/jobs", dependencies=READ, response_model=list[answers.Job])
 def list_jobs(
     service: Engine,
     status: answers.Status | None = None,
     limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
     offset: Annotated[int, Query(ge=0, le=LARGEST)] = 0,
-) -> list[answers.Job]:
+) -> Response:
     """List jobs, newest first."""
-    return [answers.Job.of(job) for job in service.jobs(status=status, limit=limit, offset=offset)]
+    return written([answers.Job.of(job) for job in service.jobs(status=status, limit=limit, offset=offset)])
 
 
 jobs = APIRouter(prefix="/jobs/{id}", responses=errors.documented(404))
 
 
-@jobs.get("", dependencies=READ, response_model_exclude_unset=True)
-def get_job(service: Engine, job_id: Id) -> answers.Job:
+@jobs.get("", dependencies=READ, response_model=answers.Job)
+def get_job(service: Engine, job_id: Id) -> Response:
     """Show one job."""
-    return answers.Job.of(service.job(job_id))
-
-
-@jobs.get("/metrics", dependencies=READ)
-def get_metrics(
-    service: Engine, job_id: Id, since_step: Annotated[int, Query(ge=-1, le=LARGEST)] = -1
-) -> answers.Metrics:
-    """Return the telemetry points strictly newer than `since_step`; `latest_step` is what to give for it next time.
-
-    Both count the job's own steps: those of the phases train and eval. Points of other phases (of growing, shrinking,
-    or the comparison with an ungrown model) count other things, and come when `since_step` is below 0 or left out; of
-    a job that makes no steps of its own, as a contract job without healing, they are all there is, and count here.
-    """
-    service.job(job_id)
-    latest = service.latest_step(job_id)
-    return answers.Metrics.of(job_id, service.points(job_id, since_step=since_step), latest)
-
-
-@jobs.get("/logs", dependencies=READ)
-def get_logs(service: Engine, job_id: Id, since: Annotated[int, Query(ge=0, le=LARGEST)] = 0) -> answers.Logs:
-    """Return the kept log lines with a number above `since`."""
-    service.job(job_id)
-    kept = service.logs(job_id)
-    return answers.Logs.of(job_id, [line for line in kept if line.seq > since], kept[-1].seq if kept else 0)
+    return written(answers.Job.of(service.job(job_id)))
 
 
 @jobs.get("/events", dependencies=READ)
@@ -126,10 +103,31 @@ def cancel_job(service: Engine, job_id: Id) -> answers.Job:
     return answers.Job.of(service.cancel(job_id))
 
 
+@jobs.post("/checkpoint", dependencies=TRAIN, response_model_exclude_unset=True, responses=errors.documented(409))
+def save_job(service: Engine, job_id: Id) -> answers.Job:
+    """Ask a running job for a checkpoint at the end of its step. It is there when `save_requested` is false again.
+
+    A worker that dies before leaves the request to the next one. 409 where the job does not run.
+    """
+    return answers.Job.of(service.save_now(job_id))
+
+
 @jobs.post("/retry", dependencies=TRAIN, response_model_exclude_unset=True, responses=errors.documented(409))
 def retry_job(service: Engine, job_id: Id) -> answers.Job:
     """Queue a failed or cancelled job again; it goes on from its newest checkpoint."""
     return answers.Job.of(service.retry(job_id))
+
+
+@jobs.patch(
+    "",
+    dependencies=TRAIN,
+    response_model_exclude_unset=True,
+    responses=errors.documented(400, 408, 413, 415),
+    openapi_extra=body.documented(JobEdit),
+)
+def edit_job(service: Engine, job_id: Id, changes: body.JsonObject) -> answers.Job:
+    """Change a job's name, tags or notes, in whatever state it is; what is left out stays as it is."""
+    return answers.Job.of(service.edit(job_id, changes))
 
 
 @jobs.delete("", dependencies=TRAIN, status_code=204, responses=errors.documented(409))

@@ -157,6 +157,7 @@ def test_a_folder_with_a_config_alone_can_be_planned_for_any_card(service: Servi
         ({"base_model_id": 5}, InvalidRequest),
         ({"base_model_id": None}, InvalidRequest),
         ({"dataset_id": "nonesuch"}, UnknownReference),
+        ({"dataset_id": "starter", "more_dataset_ids": ["nonesuch"]}, UnknownReference),
         ({"hyperparams": {"seq_len": 0}}, InvalidRequest),
     ],
 )

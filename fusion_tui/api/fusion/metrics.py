@@ -1,0 +1,112 @@
+"""Dialect A's routes for what a job reports while it runs: metrics and logs, newer than what the client has.
+
+The rule: as in `jobs`; and asking for a long curve never keeps others waiting: it has threads of its own, and what many
+clients look at is written down once.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Annotated
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic_core import to_json
+
+from engine.service import OWN, Service, Thinned
+from fusion_tui.api import errors
+from fusion_tui.api.access import LARGEST, READ, SCHEMES, Engine, Id
+from fusion_tui.api.answer import iso
+from fusion_tui.api.fusion import answers
+
+router = APIRouter(
+    prefix="/jobs/{id}", tags=["jobs"], dependencies=SCHEMES, responses=errors.documented(401, 403, 404, 421, 422, 503)
+)
+
+THREADS = 4  # for thinned curves; two clients may wait for the first reading of a million points
+KEPT_POINTS = 5000  # the most of an answer that is worth keeping
+
+MaxPoints = Annotated[
+    int | None, Query(ge=2, le=100_000, description="Thin the curve to so many points; its spikes stay from 8 up.")
+]
+
+
+def _written(job_id: str, thinned: Thinned) -> bytes:
+    """Return what `answers.Metrics` comes to as JSON, in a third of the time: there may be thousands of points."""
+    points = [
+        {
+            "ts": iso(point.ts),
+            "step": point.step,
+            "cycle": point.cycle,
+            "phase": point.phase,
+            "loss": point.loss,
+            "lr": point.lr,
+            "throughput": point.throughput,
+            "vram_gb": point.vram_gb,
+            "grad_norm": point.grad_norm,
+            "tokens": point.tokens,
+            "epoch": point.epoch,
+            "step_s": point.step_s,
+        }
+        for point in thinned.points
+    ]
+    own = (point.step for point in thinned.points if point.phase in OWN)
+    latest = max(own, default=thinned.latest_step)
+    answer = {"job_id": job_id, "count": len(points), "latest_step": latest, "points": points}
+    return to_json(answer, inf_nan_mode="null")
+
+
+_kept = lru_cache(maxsize=16)(_written)  # a thinned curve is one object for as long as it stands
+
+
+def _thinned(service: Service, job_id: str, since_step: int, most: int) -> bytes:
+    thinned = service.thinned(job_id, since_step=since_step, most=most)
+    return (_kept if len(thinned.points) <= KEPT_POINTS else _written)(job_id, thinned)
+
+
+def _whole(service: Service, job_id: str, since_step: int) -> bytes:
+    service.job(job_id)
+    latest = service.latest_step(job_id)
+    return _written(job_id, Thinned(tuple(service.points(job_id, since_step=since_step)), latest))
+
+
+def _threads(request: Request) -> CapacityLimiter:
+    """Return the application's limiter; made here, for it belongs to the loop."""
+    state = request.app.state
+    if not hasattr(state, "curve_threads"):
+        state.curve_threads = CapacityLimiter(THREADS)
+    limiter: CapacityLimiter = state.curve_threads
+    return limiter
+
+
+@router.get("/metrics", dependencies=READ, response_model=answers.Metrics)
+async def get_metrics(
+    request: Request,
+    service: Engine,
+    job_id: Id,
+    since_step: Annotated[int, Query(ge=-1, le=LARGEST)] = -1,
+    max_points: MaxPoints = None,
+) -> Response:
+    """Return the telemetry points strictly newer than `since_step`; `latest_step` is what to give for it next time.
+
+    Both count the job's own steps: those of the phases train and eval. Points of other phases (of growing, shrinking,
+    or the comparison with an ungrown model) count other things, and come when `since_step` is below 0 or left out; of
+    a job that makes no steps of its own, as a contract job without healing, they are all there is, and count here.
+
+    With `max_points`, a longer curve is thinned: the first and the last point stay, evaluations as far as there is
+    room, and of every part of the rest the points of the least and the greatest loss.
+    """
+    if max_points is None:
+        body = await to_thread.run_sync(_whole, service, job_id, since_step)
+    else:
+        body = await to_thread.run_sync(_thinned, service, job_id, since_step, max_points, limiter=_threads(request))
+    return Response(body, media_type=JSONResponse.media_type)
+
+
+@router.get("/logs", dependencies=READ)
+def get_logs(service: Engine, job_id: Id, since: Annotated[int, Query(ge=0, le=LARGEST)] = 0) -> answers.Logs:
+    """Return the kept log lines with a number above `since`."""
+    service.job(job_id)
+    kept = service.logs(job_id)
+    return answers.Logs.of(job_id, [line for line in kept if line.seq > since], kept[-1].seq if kept else 0)
