@@ -36,10 +36,11 @@ def first(store: Store, home: Home, *, now: float, new_id: Callable[[], str]) ->
     # The write lock keeps two first starts apart; the file may outlive a crash before the row was committed.
     with store.write() as db:
         secret = path.read_text().strip() if path.exists() else ""
-        if not secret or (keys.is_known(db, secret) and keys.authenticate(db, secret) is None):
-            secret = new_secret()
+        known = keys.is_known(db, secret)
+        if not secret or (known and keys.authenticate(db, secret) is None):
+            secret, known = new_secret(), False
             atomic.write_bytes(path, secret.encode() + b"\n")
-        if not keys.is_known(db, secret):
+        if not known:
             keys.add(db, id=new_id(), name="first key", secret=secret, scopes=keys.SCOPES, now=now)
     return secret
 

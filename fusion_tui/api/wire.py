@@ -61,7 +61,7 @@ class BoundedH11Protocol(H11Protocol):
     def pause_writing(self) -> None:
         """Start the clock on a client that has an answer to take."""
         super().pause_writing()
-        left = self.transport.get_write_buffer_size()  # type: ignore[attr-defined]
+        left = self.transport.get_write_buffer_size()
         self._reading = self.loop.call_later(READ_DEADLINE_S, self._see_progress, left)
 
     def resume_writing(self) -> None:
@@ -72,7 +72,7 @@ class BoundedH11Protocol(H11Protocol):
             self._reading = None
 
     def _see_progress(self, before: int) -> None:
-        left = self.transport.get_write_buffer_size()  # type: ignore[attr-defined]
+        left = self.transport.get_write_buffer_size()
         if left < before:
             self._reading = self.loop.call_later(READ_DEADLINE_S, self._see_progress, left)
         else:

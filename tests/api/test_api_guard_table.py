@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from engine.service import Service
+from fusion_tui.api import guard, wire
 from fusion_tui.api.server import ApiServer
 from tests.api.raw import Wire, head
 
@@ -250,3 +251,9 @@ def test_a_page_of_another_site_cannot_cancel_a_job_even_with_the_key(api, http,
         assert ask_all(api, service.token(), refused, path) == []
     assert http.get(f"/jobs/{job_id}").json()["status"] == "queued"
     assert http.post(paths["POST"]).json()["status"] == "cancelled"
+
+
+def test_the_limits_and_deadlines_are_the_designs():
+    sizes = (guard.MAX_TARGET, guard.MAX_HEADER_BYTES, guard.MAX_HEADERS, guard.MAX_BODY, wire.MAX_CONNECTIONS)
+    assert sizes == (8 * 1024, 16 * 1024, 64, 1024 * 1024, 64)
+    assert (wire.HEADER_DEADLINE_S, guard.BODY_DEADLINE_S) == (5, 10)

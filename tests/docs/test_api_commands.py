@@ -94,7 +94,7 @@ def python(service: Service, url: str, folder: Path, script: str, **variables: s
 def completed(service: Service, *, steps: int) -> Job:
     """Fine-tune the tiny model through the queue."""
     job = queue(service, steps=steps)
-    return eventually(lambda: found if (found := service.job(job.id)).state == "completed" else None, what="the end")
+    return eventually(lambda: found if (found := service.job(job.id)).state == "completed" else None, within=120)
 
 
 def queue(service: Service, *, steps: int) -> Job:
