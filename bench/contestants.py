@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.watch import Watched, watch
 from engine import journal, process, resources
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.order import GATE, JOURNAL, Order
 
 ROOT = Path(__file__).parents[1]

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from bench.memory_plan import smollm2
 from engine import process
-from engine.hyperparams import ContractHyperparams
+from engine.jobs.hyperparams import ContractHyperparams
 from engine.journal import JournalWriter
 from engine.order import CHECKPOINTS, JOURNAL, Order
 from engine.paths import STARTER_ROWS

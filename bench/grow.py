@@ -26,7 +26,7 @@ import torch
 
 from bench.memory_plan import smollm2
 from engine.data import importing
-from engine.hyperparams import FinetuneHyperparams, LoopHyperparams, TrainHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams, LoopHyperparams, TrainHyperparams
 from engine.journal import JournalWriter
 from engine.order import Order
 from engine.paths import STARTER_ROWS

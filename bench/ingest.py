@@ -1,10 +1,10 @@
 """From journal to store: how many rows a second, catching up and beside an API that is polled.
 
-Three parts. *Catching up*: a journal that grew while no supervisor ran is taken in by `engine.ingest`, beside the same
-lines taken in one by one with Python's own JSON parser, and beside SQLite's insertion of the same rows alone, which is
-the ceiling of any way with one row a point. Once with the rows of the training loop (17 numbers), once with lean ones
-(step, time, loss, rate). *Sustained*: a worker process that reports RATE steps a second, the real supervisor, the real
-API, and a client that polls jobs and metrics; how far the store is behind, and how long the requests take.
+Three parts. *Catching up*: a journal that grew while no supervisor ran is taken in by `engine.running.ingest`, beside
+the same lines taken in one by one with Python's own JSON parser, and beside SQLite's insertion of the same rows alone,
+which is the ceiling of any way with one row a point. Once with the rows of the training loop (17 numbers), once with
+lean ones (step, time, loss, rate). *Sustained*: a worker process that reports RATE steps a second, the real supervisor,
+the real API, and a client that polls jobs and metrics; how far the store is behind, and how long the requests take.
 
     python -m bench.ingest [--rows 200000] [--runs 5] [--rate 5000] [--seconds 20] [--json]
 """
@@ -24,13 +24,14 @@ from typing import Any
 import httpx
 
 from bench import chatty
-from engine import ingest, journal
+from engine import journal
 from engine.order import JOURNAL
 from engine.paths import Home
 from engine.resources import Device
+from engine.running import ingest
+from engine.running.supervisor import Supervisor
 from engine.service import Service
 from engine.settings import Settings
-from engine.supervisor import Supervisor
 from engine.trainer.reporter import Reporter
 from fusion_tui.api.server import ApiServer
 from store import Store, attempts, jobs, telemetry

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.paths import STARTER_ROWS, Home
+from engine.running.supervisor import Supervisor
 from engine.service import Service
 from engine.settings import Settings
-from engine.supervisor import Supervisor
 
 MODES: dict[str, dict[str, Any]] = {
     "lora": {},

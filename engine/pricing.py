@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import catalog, specs
+from engine import catalog
 from engine.errors import UnknownReference
-from engine.hyperparams import ContractHyperparams, LoopHyperparams
+from engine.jobs import specs
+from engine.jobs.hyperparams import ContractHyperparams, LoopHyperparams
 from engine.plans import advice, duration, planning
 from engine.plans.recommend import DataSize
 from store import usage

@@ -13,21 +13,22 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-from engine import catalog, chains, control, lineage, removal, resolving, resources, settings, submitting, usage
+from engine import catalog, resources, settings, usage
 from engine import keys as api_keys
 from engine.catalog import AnyModel
 from engine.curves import Curves, Thinned
 from engine.data.importing import Progress, silent
 from engine.errors import UnknownReference
+from engine.jobs import chains, control, lineage, removal, resolving, submitting
+from engine.jobs.lineage import Lineage
+from engine.jobs.resolving import NamedRequest
+from engine.jobs.submitting import Submission
 from engine.keys import NewKey
-from engine.lineage import Lineage
 from engine.paths import Home
-from engine.resolving import NamedRequest
 from engine.resources import Device
 from engine.settings import Settings
-from engine.signing import Signer
-from engine.submitting import Submission
-from engine.uploads import Uploads, Version
+from engine.transfer.signing import Signer
+from engine.transfer.uploads import Uploads, Version
 from engine.usage import Overview, Usage
 from store import NotFound, Store, StoreError, memory_peaks, selecting, states, telemetry
 from store import catalog as entries
@@ -259,7 +260,7 @@ class Service:
 
     def edit(self, job_id: str, changes: Mapping[str, Any]) -> Job:
         """Change a job's name, tags or notes, in whatever state it is. Raises NotFound, InvalidRequest."""
-        from engine import editing
+        from engine.jobs import editing
 
         return editing.edit(self.store, job_id, changes, now=self._clock())
 

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 import click
 
 from engine import atomic, process
-from engine.ballast import Ballast
 from engine.errors import EngineError
 from engine.paths import Home
+from engine.running.ballast import Ballast
 from engine.settings import settings_file
 
 if TYPE_CHECKING:
+    from engine.running.supervisor import Supervisor
     from engine.service import Service
-    from engine.supervisor import Supervisor
     from fusion_tui.api.server import ApiServer
 
 START_SECONDS = 20.0
@@ -175,7 +175,7 @@ def serve(
     Raises AlreadyRunning where not told to stand by; EngineError when the port is taken and the API is not optional,
     or the data folder cannot be written.
     """
-    from engine.supervisor import AlreadyRunning
+    from engine.running.supervisor import AlreadyRunning
 
     if service.read_only:
         raise EngineError(
@@ -213,7 +213,7 @@ def serve(
 
 def _try_lock(service: Service) -> tuple[Supervisor | None, str]:
     """Return the supervisor of this process, or None and words about the one that runs."""
-    from engine.supervisor import AlreadyRunning, Supervisor
+    from engine.running.supervisor import AlreadyRunning, Supervisor
 
     try:
         return Supervisor(service), ""
@@ -305,8 +305,8 @@ def _leave_when_idle(watch: IdleExit, told: threading.Event, leave: threading.Ev
 @click.option("--api-optional", is_flag=True)
 def main(host: str | None, port: int | None, idle_exit: float | None, api_optional: bool) -> None:
     """Run supervisor and API for the data folder that FUSION_HOME names."""
+    from engine.running.supervisor import AlreadyRunning
     from engine.service import Service
-    from engine.supervisor import AlreadyRunning
     from store import StoreError
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

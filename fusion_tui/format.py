@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.text import Text
 
-from engine import evidence
 from engine.errors import EngineError
-from engine.evidence import Evidence
 from engine.plans.recommend import Value
 from engine.resources import size_text
+from engine.running import evidence
+from engine.running.evidence import Evidence
 from engine.service import Event, Job, StoreError, states
 from engine.text import clean_text
 from fusion_tui.messages import Overview

@@ -11,7 +11,7 @@ from typing import Any
 
 from textual.message import Message
 
-from engine.evidence import Evidence
+from engine.running.evidence import Evidence
 from engine.service import Checkpoint, Device, Event, Job, LogLine, Point
 
 LOG_LINES = 2000  # as many as the store keeps

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 from textual.message import Message
 
-from engine import evidence
 from engine.errors import EngineError
-from engine.evidence import Evidence
+from engine.running import evidence
+from engine.running.evidence import Evidence
 from engine.service import OWN, Job, NotFound, Point, Service, StoreError, states
 from fusion_tui.messages import LOG_LINES, Overview, OverviewChanged, RunChanged, RunGone, RunView, Supervision
 from store.attempts import Attempt

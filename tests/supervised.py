@@ -8,8 +8,9 @@ import subprocess
 import sys
 from typing import Any
 
-from engine import evidence, process
+from engine import process
 from engine.process import Identity
+from engine.running import evidence
 from engine.service import Job, Service
 from fusion_tui import daemon
 from store import attempts

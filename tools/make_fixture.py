@@ -152,9 +152,13 @@ def job(store: Any, folder: Path, job_id: str, state: str, way: tuple[str, ...])
 
 def take_in(store: Any, folder: Path) -> None:
     """Write the running job's journal, of which three lines were not taken into the store yet."""
-    from engine.ingest import ingest
     from engine.journal import JournalWriter
     from store import attempts
+
+    try:
+        from engine.running.ingest import ingest
+    except ImportError:  # where it was up to schema 5
+        from engine.ingest import ingest  # type: ignore[import-not-found, no-redef]
 
     job_id = next(name for name in os.listdir(folder / "runs") if name.endswith("running"))
     attempt = attempts.get(store.read(), job_id, 1)

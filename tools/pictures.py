@@ -19,8 +19,9 @@ import time
 import uuid
 from pathlib import Path
 
-from engine import evidence, process
+from engine import process
 from engine.paths import Home
+from engine.running import evidence
 from engine.service import Service
 from engine.settings import Settings
 from fusion_tui import daemon

@@ -11,9 +11,10 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from engine import evidence, process
+from engine import process
 from engine.doctor.finding import Finding, Machine
 from engine.process import Identity
+from engine.running import evidence
 from store import attempts, states
 from store import jobs as job_rows
 

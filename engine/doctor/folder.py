@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from engine.doctor.finding import Finding, Level, Machine
+from engine.jobs.submitting import ROOM_TO_START
 from engine.resources import size_text
-from engine.submitting import ROOM_TO_START
 from store import StoreBusy, StoreDamaged, StoreError, StoreReadOnly, backup, filesystems, schema
 from store.db import tuples
 from store.library import Database

@@ -16,7 +16,7 @@ from engine.plans import limits, model_shape, planning
 from store.library import Database
 
 if TYPE_CHECKING:
-    from engine.hyperparams import Hyperparams
+    from engine.jobs.hyperparams import Hyperparams
 
 log = logging.getLogger("fusion.planning")
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from engine import specs
 from engine.catalog import AnyModel, find_dataset, find_model
 from engine.data import lengths
 from engine.errors import EngineError, Fault, InvalidRequest, UnknownReference
-from engine.hyperparams import HYPERPARAMS, FinetuneHyperparams, LoopHyperparams
+from engine.jobs import specs
+from engine.jobs.hyperparams import HYPERPARAMS, FinetuneHyperparams, LoopHyperparams
 from engine.plans.planning import MemoryReport, remedy
 from engine.plans.recommend import (
     FINETUNE,

@@ -22,7 +22,7 @@ from engine.plans.plan import (
 )
 
 if TYPE_CHECKING:
-    from engine.hyperparams import ContractHyperparams
+    from engine.jobs.hyperparams import ContractHyperparams
 
 # As in engine.trainer.contract.
 BATCH = 8  # sequences at a time

@@ -14,7 +14,7 @@ from engine.data.lengths import TOKENS_PER_MESSAGE
 from engine.data.packing import pack
 
 if TYPE_CHECKING:
-    from engine.hyperparams import FinetuneHyperparams, Hyperparams
+    from engine.jobs.hyperparams import FinetuneHyperparams, Hyperparams
     from store.catalog import Dataset
 
 # As `advice` counts text of which nothing more is known.
@@ -23,7 +23,7 @@ CHARACTERS_PER_TOKEN = 4
 
 def steps(settings: Hyperparams, datasets: Sequence[Dataset], model: Path | None) -> int:
     """Return the steps of a job on these datasets; `model` is the folder whose tokenizer counts their tokens."""
-    from engine.hyperparams import FinetuneHyperparams
+    from engine.jobs.hyperparams import FinetuneHyperparams
 
     if not isinstance(settings, FinetuneHyperparams) or settings.epochs is None:
         return settings.total_steps

@@ -10,7 +10,7 @@ from engine.plans.passes import Layer, Moments
 from engine.plans.plan import DeviceType, Parts, Plan, of_moments
 
 if TYPE_CHECKING:
-    from engine.hyperparams import FinetuneHyperparams
+    from engine.jobs.hyperparams import FinetuneHyperparams
 
 PEFT = 60_000_000  # what the library brings with it on the CPU (measured)
 

@@ -13,7 +13,7 @@ from engine.plans.passes import Layer, Moments
 from engine.plans.plan import CHUNK_LOGITS, DeviceType, Parts, Plan, of_moments
 
 if TYPE_CHECKING:
-    from engine.hyperparams import TrainHyperparams
+    from engine.jobs.hyperparams import TrainHyperparams
 
 # As in engine.trainer.grow: what is read at once, and how.
 PROBE_SEQUENCES, PROBE_TOKENS = 8, 256
@@ -186,7 +186,7 @@ class Growing(Moments):
     def comparison(self) -> list[Parts]:
         """The ungrown model is trained on the same rows, before the growth: in full, or adapters of as many weights on
         one in 4 bits. Its few settings that decide on memory are those of the job."""
-        from engine.hyperparams import FinetuneHyperparams
+        from engine.jobs.hyperparams import FinetuneHyperparams
 
         shape, settings = self.shape, self.settings
         shared = settings.model_dump(include=set(FinetuneHyperparams.model_fields) & set(type(settings).model_fields))

@@ -15,7 +15,7 @@ from engine.plans import contraction, growth, model_shape
 from engine.plans.model_shape import Shape, ShapeUnknown
 
 if TYPE_CHECKING:
-    from engine.hyperparams import ContractHyperparams, Hyperparams
+    from engine.jobs.hyperparams import ContractHyperparams, Hyperparams
 
 DONE_TO = {"train": "grown", "contract": "contracted"}
 ARCHITECTURE = "architecture"  # the kind of such a fault
@@ -26,7 +26,7 @@ def settle(settings: Hyperparams, folder: Path, family: str) -> Hyperparams:
 
     `family` is the catalogue's word for its architecture. Raises InvalidRequest for what the model rules out.
     """
-    from engine.hyperparams import ContractHyperparams, TrainHyperparams
+    from engine.jobs.hyperparams import ContractHyperparams, TrainHyperparams
 
     if isinstance(settings, TrainHyperparams):
         _need_supported("train", "base_model_id", folder, family)

@@ -12,7 +12,7 @@ from engine.plans.model_shape import Shape
 from engine.plans.plan import CONTEXT, PARTS, DeviceType, Plan
 
 if TYPE_CHECKING:
-    from engine.hyperparams import Hyperparams
+    from engine.jobs.hyperparams import Hyperparams
 
 __all__ = ["CONTEXT", "PARTS", "DeviceType", "Plan", "plan"]
 
@@ -20,7 +20,7 @@ __all__ = ["CONTEXT", "PARTS", "DeviceType", "Plan", "plan"]
 def plan(shape: Shape, settings: Hyperparams, device: DeviceType, *, sixteen_bits: bool) -> Plan:
     """Return the plan of a job on such a model; `sixteen_bits`: the device multiplies in bf16 or fp16."""
     # Brings pydantic, which an app that only looks does not need.
-    from engine.hyperparams import ContractHyperparams, FinetuneHyperparams, TrainHyperparams
+    from engine.jobs.hyperparams import ContractHyperparams, FinetuneHyperparams, TrainHyperparams
 
     if isinstance(settings, TrainHyperparams):
         return growing.plan(shape, settings, device, sixteen_bits=sixteen_bits)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from engine.plans.plan import Plan
 
 if TYPE_CHECKING:
-    from engine.hyperparams import ContractHyperparams, Hyperparams
+    from engine.jobs.hyperparams import ContractHyperparams, Hyperparams
 
 Settings = TypeVar("Settings", bound="Hyperparams")
 
@@ -68,7 +68,7 @@ def _merged(changes: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _rungs(settings: Hyperparams, *, quantises: bool) -> list[dict[str, Any]]:
     """Return single changes that save memory, the least harmful first."""
-    from engine.hyperparams import ContractHyperparams, LoopHyperparams, TrainHyperparams
+    from engine.jobs.hyperparams import ContractHyperparams, LoopHyperparams, TrainHyperparams
 
     if isinstance(settings, ContractHyperparams):
         return _contracting(settings)

@@ -14,7 +14,7 @@ from engine.plans.model_shape import Shape
 from engine.plans.plan import CHUNK_LOGITS, CHUNK_ROWS_AT_LEAST, CONTEXT, HOLES, LOGIT_BYTES, NF4, DeviceType, Parts
 
 if TYPE_CHECKING:
-    from engine.hyperparams import LoopHyperparams
+    from engine.jobs.hyperparams import LoopHyperparams
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from store import memory_peaks
 from store.library import Database
 
 if TYPE_CHECKING:
-    from engine.hyperparams import Hyperparams
+    from engine.jobs.hyperparams import Hyperparams
 
 RUNS_REMEMBERED = 5
 # New parameters for each old one, where the request leaves that open: the first of these that fits.
@@ -141,7 +141,7 @@ def fitted(db: Database, shape: Shape, settings: Hyperparams, device: Device) ->
     Where none does, the most that the device could hold alone; where it cannot hold even the least, 0.5, of which the
     plan then says what would.
     """
-    from engine.hyperparams import TrainHyperparams
+    from engine.jobs.hyperparams import TrainHyperparams
 
     if not isinstance(settings, TrainHyperparams) or "growth_ratio" in settings.model_fields_set:
         return settings
@@ -188,7 +188,7 @@ def of_request(db: Database, payload: Mapping[str, Any], *, card_gb: float | Non
     The model may also be a folder with no more than a config.json. `card_gb` plans for an NVIDIA card of that size in
     place of this machine's device. Raises InvalidRequest, UnknownReference; ShapeUnknown where there can be no plan.
     """
-    from engine import specs
+    from engine.jobs import specs
 
     values = {"idempotency_key": "plan", **payload}
     reference = str(values.get("base_model_id") or values.get("source_model_id") or "")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.order import Order
 from engine.trainer import evaluate, loop, lora, models, optimizer, preparing
 from engine.trainer.checkpoint import LoopState

@@ -30,7 +30,7 @@ from engine.data.inspection import (
     Stretch,
 )
 from engine.data.rows import RowError
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.trainer import models
 from engine.trainer.data import corpora, documents
 from engine.trainer.data.batch import Document, collate_rows

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import atomic, journal, manifest, pins
-from engine.hyperparams import LoopHyperparams
+from engine.jobs.hyperparams import LoopHyperparams
 from engine.order import JOURNAL
 from engine.trainer import checkpoint, evaluate, guard, ladder, models
 from engine.trainer import device as devices

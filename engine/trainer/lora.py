@@ -19,7 +19,7 @@ from transformers.activations import SiLUActivation
 
 from engine import atomic
 from engine.errors import Unsupported
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.trainer import device as devices
 from engine.trainer import models
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from engine.errors import Unsupported
-from engine.hyperparams import LoopHyperparams
+from engine.jobs.hyperparams import LoopHyperparams
 
 BETAS = (0.9, 0.999)
 SLOW_RATE = 0.1  # of weights that know something already, beside new ones that know nothing

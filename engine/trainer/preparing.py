@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from engine.hyperparams import LoopHyperparams
+from engine.jobs.hyperparams import LoopHyperparams
 from engine.order import Order
 from engine.trainer import device as devices
 from engine.trainer import kernels, models

@@ -1,6 +1,6 @@
 """What a worker tells the world: typed lines in its journal.
 
-The rule: every line a worker writes is made here; `engine.ingest` is the reader, kind by kind.
+The rule: every line a worker writes is made here; `engine.running.ingest` is the reader, kind by kind.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from engine import process
-from engine.hyperparams import LoopHyperparams
+from engine.jobs.hyperparams import LoopHyperparams
 from engine.trainer.checkpoint import LoopState
 from engine.trainer.data.corpora import Corpus
 from engine.trainer.objective import Objective

@@ -14,7 +14,7 @@ import torch
 
 from engine import atomic, manifest, pins
 from engine.errors import EngineError
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.manifest import Damaged
 from engine.order import Order, Start
 from engine.trainer import checkpoint, lora, models

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.hyperparams import LoopHyperparams, TrainHyperparams
+from engine.jobs.hyperparams import LoopHyperparams, TrainHyperparams
 from engine.trainer import device as devices
 from engine.trainer import ladder, models
 from engine.trainer import optimizer as optimizers

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from engine.hyperparams import TrainHyperparams
+from engine.jobs.hyperparams import TrainHyperparams
 from engine.order import Order
 from engine.plans import growth
 from engine.trainer import device as devices

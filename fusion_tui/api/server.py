@@ -19,10 +19,10 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from engine.editing import JobEdit
 from engine.errors import EngineError
+from engine.jobs.editing import JobEdit
+from engine.jobs.specs import REQUESTS
 from engine.service import Service, package_version
-from engine.specs import REQUESTS
 from fusion_tui.api import body, docs, errors, signed
 from fusion_tui.api.commits import Commits
 from fusion_tui.api.document import DESCRIPTION, TAGS, complete

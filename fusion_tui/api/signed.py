@@ -15,9 +15,9 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from engine import downloads
 from engine.errors import UnknownReference
 from engine.service import Model, Service
+from engine.transfer import downloads
 from fusion_tui.api import ranges, zips
 from fusion_tui.api.access import Engine, as_uuid
 from fusion_tui.api.answer import Answer

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from zipstream import ZIP_STORED, ZipStream
 
-from engine import downloads
 from engine.service import Model
+from engine.transfer import downloads
 from fusion_tui.api.ranges import Content
 
 PIECE = 256 * 1024  # bytes sent at once

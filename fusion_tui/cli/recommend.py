@@ -6,7 +6,7 @@ import shlex
 
 import click
 
-from engine.hyperparams import HYPERPARAMS
+from engine.jobs.hyperparams import HYPERPARAMS
 from engine.plans.recommend import DISCLAIMER, FINETUNE, TYPES, Value
 from fusion_tui.api.fusion.recommend import Recommended
 from fusion_tui.cli.output import Session, document, json_option, pass_session, table

@@ -13,9 +13,9 @@ from typing import Any
 
 import click
 
-from engine import evidence
 from engine.errors import Fault, InvalidRequest
-from engine.evidence import Evidence
+from engine.running import evidence
+from engine.running.evidence import Evidence
 from engine.service import Job, Point, Service, states
 from engine.text import clean_text
 from fusion_tui import daemon

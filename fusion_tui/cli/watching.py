@@ -7,7 +7,7 @@ import time
 
 import click
 
-from engine.evidence import Evidence
+from engine.running.evidence import Evidence
 from engine.service import Job, Point, Service
 from fusion_tui import daemon
 from fusion_tui.cli.output import say

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from engine.hyperparams import HYPERPARAMS
+from engine.jobs.hyperparams import HYPERPARAMS
 from engine.service import AnyModel, BaseModel, Dataset
 from fusion_tui import format as fmt
 

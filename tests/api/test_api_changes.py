@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.editing import JobEdit
+from engine.jobs.editing import JobEdit
+from engine.jobs.specs import JobRequest
 from engine.service import Service
-from engine.specs import JobRequest
 from store import jobs, states
 from tests.api.conftest import Payload
 

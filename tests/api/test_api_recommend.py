@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from engine.catalog import STARTER_DATASET_ID, STARTER_MODEL_ID
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.service import Service
 from fusion_tui import daemon
 from fusion_tui.cli import main

@@ -25,7 +25,7 @@ from engine.errors import Conflict
 from engine.paths import Home
 from engine.service import Service
 from engine.settings import Settings
-from engine.signing import Signer
+from engine.transfer.signing import Signer
 from fusion_tui.api.server import ApiServer
 from store import NotFound, uploads
 from tests.conditions import eventually

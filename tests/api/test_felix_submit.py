@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.plans.recommend import ModelSize, learning_rate
 from fusion_tui.api.felix import requests, translating
 from store import catalog, telemetry, uploads

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from engine import chains
+from engine.jobs import chains
 from engine.service import Job, Service
 from fusion_tui.cli import main
 from fusion_tui.cli.output import Session

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from engine import pins
+from engine.running.supervisor import Supervisor
 from engine.service import Job, Service
-from engine.supervisor import Supervisor
 from tests import worker
 from tests.conditions import eventually
 

@@ -1,4 +1,4 @@
-"""Each way in which a worker can end, and what follows: `engine.recover`'s table, with processes that really die."""
+"""Each way in which a worker can end, and what follows: the table of `engine.running.recover`, with real deaths."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine import deaths
-from engine.deaths import OomWatch
+from engine.running import deaths
+from engine.running.deaths import OomWatch
+from engine.running.supervisor import Supervisor
 from engine.service import Job, Service
-from engine.supervisor import Supervisor
 from store import attempts
 from tests.conditions import eventually
 from tests.crash import light
@@ -125,7 +125,7 @@ def test_a_worker_that_the_system_killed_for_memory_is_told_so(opened: Open) -> 
 def test_a_worker_that_found_its_gate_shut_costs_no_retry(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     service = opened(gate_s=0.1)
     with monkeypatch.context() as patch:
-        patch.setattr("engine.starting.Starter.open_gate", lambda *_: None)
+        patch.setattr("engine.running.starting.Starter.open_gate", lambda *_: None)
         supervisor = Supervisor(service)
         job_id = light.submit(service)
         supervisor.tick()

@@ -18,7 +18,7 @@ import torch
 
 from engine import atomic, journal, manifest, pins
 from engine.errors import DiskFailed, NoSpace
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.journal import JournalWriter
 from engine.order import CHECKPOINTS, JOURNAL, Order
 from engine.trainer import checkpoint, finetune, loop, publish

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from engine import chains, evidence, process
+from engine import process
 from engine.errors import Conflict, InvalidRequest
+from engine.jobs import chains
+from engine.running import evidence
+from engine.running.supervisor import Supervisor
 from engine.service import NotFound, Service
-from engine.supervisor import Supervisor
 from store import asked, attempts
 from tests.conditions import eventually
 from tests.crash import faults, light

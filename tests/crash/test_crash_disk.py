@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from engine import process
-from engine.ballast import BALLAST_BYTES, PLENTY, Ballast
+from engine.running.ballast import BALLAST_BYTES, PLENTY, Ballast
+from engine.running.supervisor import Supervisor
 from engine.service import Job, Service
-from engine.supervisor import Supervisor
 from fusion_tui import daemon
 from store import StoreError, attempts
 from tests.conditions import eventually

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.running.supervisor import Supervisor
 from engine.service import Service
-from engine.supervisor import Supervisor
 from fusion_tui import daemon
 from store import StoreBusy, attempts
 from tests.conditions import eventually

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from engine import evidence, journal, process
+from engine import journal, process
 from engine.order import JOURNAL
 from engine.resources import Device
+from engine.running import evidence
+from engine.running.supervisor import Supervisor
 from engine.service import Service
-from engine.supervisor import Supervisor
 from store import attempts, states
 from store.attempts import Attempt
 from tests import worker

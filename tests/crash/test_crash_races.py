@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from engine import starting
 from engine.errors import Conflict
 from engine.paths import Home
+from engine.running import starting
 from engine.service import Service
 from engine.settings import Settings
 from store import Store, attempts, catalog, jobs, states

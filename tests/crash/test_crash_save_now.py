@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from engine import evidence, process
+from engine import process
 from engine.errors import Conflict
 from engine.process import Identity
+from engine.running import evidence
+from engine.running.supervisor import Supervisor
 from engine.service import Service
-from engine.supervisor import Supervisor
 from store import attempts
 from tests.conditions import eventually
 from tests.crash import light

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from engine import evidence, process
+from engine import process
 from engine.process import Identity
+from engine.running import evidence
+from engine.running.supervisor import Supervisor
 from engine.service import Service
 from engine.settings import Settings
-from engine.supervisor import Supervisor
 from store import attempts
 from tests import worker
 from tests.conditions import eventually

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from engine import process
+from engine.running.supervisor import AlreadyRunning, Supervisor
 from engine.service import Service
-from engine.supervisor import AlreadyRunning, Supervisor
 from fusion_tui import daemon
 from store import attempts
 from store.attempts import Attempt

@@ -12,8 +12,8 @@ from unittest import mock
 import pytest
 
 from engine import process
+from engine.running.supervisor import Supervisor
 from engine.service import Service
-from engine.supervisor import Supervisor
 from store import attempts
 from tests.conditions import eventually
 from tests.crash import faults, light

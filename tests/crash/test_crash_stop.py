@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine import evidence, process
+from engine import process
+from engine.running import evidence
+from engine.running.supervisor import Supervisor
 from engine.service import Service
-from engine.supervisor import Supervisor
 from store import StoreBusy, StoreError, attempts
 from store.errors import StoreFull
 from tests.conditions import eventually
@@ -36,7 +37,7 @@ def test_a_stop_whose_note_cannot_be_written_is_signalled_once(
         sent.append(number)
         return real(identity, number, **options)
 
-    monkeypatch.setattr("engine.supervisor.process.send", count)
+    monkeypatch.setattr("engine.running.supervisor.process.send", count)
     job_id = light.submit(service, steps=500)
     supervisor = Supervisor(service)
     supervisor._keep_ballast()
@@ -79,7 +80,7 @@ def test_a_round_that_fails_over_and_over_is_logged_once_and_skips_no_duty(
         raise RuntimeError("The driver does not answer.")
 
     supervisor, stop = Supervisor(service, devices=no_devices), threading.Event()
-    monkeypatch.setattr("engine.supervisor.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("engine.running.supervisor.RETRY_SECONDS", 0.01)
     kept: list[int] = []
     monkeypatch.setattr(supervisor, "_keep_ballast", lambda: kept.append(1))
     thread = threading.Thread(target=supervisor.run, args=(stop,))

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
-from engine import recover, starting
-from engine.ingest import ingest
 from engine.journal import JournalWriter
 from engine.order import Order
 from engine.paths import Home
+from engine.running import recover, starting
+from engine.running.ingest import ingest
 from engine.service import Service
 from engine.settings import Settings
 from store import Store, StoreBusy, StoreError, StoreFull, attempts, catalog, jobs

@@ -14,9 +14,10 @@ from unittest import mock
 import psutil
 import pytest
 
-from engine import evidence, process
+from engine import process
+from engine.running import evidence
+from engine.running.supervisor import AlreadyRunning, Supervisor
 from engine.service import Service
-from engine.supervisor import AlreadyRunning, Supervisor
 from store import StoreBusy, attempts
 from tests.conditions import eventually
 from tests.crash import faults, light
@@ -166,7 +167,7 @@ def test_a_commit_that_meets_a_busy_store_is_made_in_the_next_round(
     job_id = light.submit(light_one)
     supervisor = Supervisor(light_one)
     with monkeypatch.context() as patch:
-        patch.setattr("engine.starting.attempts.update", busy)
+        patch.setattr("engine.running.starting.attempts.update", busy)
         with pytest.raises(StoreBusy):
             supervisor.tick()
     assert light_one.job(job_id).state == "provisioning"

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from engine.paths import Home
+from engine.running.supervisor import Supervisor
 from engine.service import Job, Service
 from engine.settings import Settings
-from engine.supervisor import Supervisor
 from fusion_tui.api.server import ApiServer
 from tests import tiny, worker
 from tests.conditions import eventually

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from engine import signing, specs, uploads
-from engine.hyperparams import HYPERPARAMS
+from engine.jobs import specs
+from engine.jobs.hyperparams import HYPERPARAMS
 from engine.paths import Home
 from engine.service import Service
 from engine.settings import Settings
+from engine.transfer import signing, uploads
 from fusion_tui.api import body, guard, server, wire
 from fusion_tui.api.felix import jobs as felix
 from fusion_tui.api.felix.requests import DATASETS_AT_MOST, TrainingJobRequest

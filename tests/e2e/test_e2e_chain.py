@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from engine.running.supervisor import Supervisor
 from engine.service import Service
-from engine.supervisor import Supervisor
 from tests import tiny, worker
 from tests.conditions import eventually
 from tests.e2e.conftest import Shell

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.running.supervisor import Supervisor
 from engine.service import Service
-from engine.supervisor import Supervisor
 from fusion_tui.api.server import ApiServer
 from tests import worker
 

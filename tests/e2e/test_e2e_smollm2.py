@@ -84,7 +84,7 @@ def test_on_real_rows_packed_loss_and_gradients_are_those_of_rows_alone(smollm2:
     import torch
     from torch.nn import functional
 
-    from engine.hyperparams import FinetuneHyperparams
+    from engine.jobs.hyperparams import FinetuneHyperparams
     from engine.trainer import lora, models
     from engine.trainer.data import corpora
     from engine.trainer.objective import FLAT, Objective

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine import recover
-from engine.deaths import Death
+from engine.running import recover
+from engine.running.deaths import Death
 from store import Store, asked, attempts, jobs, telemetry
 from tests.store.entries import claim, new_job
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from engine import recover
-from engine.ingest import ingest
 from engine.journal import JournalWriter
+from engine.running import recover
+from engine.running.ingest import ingest
 from store import Store, attempts, catalog, jobs, memory_peaks, telemetry
 from store.library import Database
 from store.memory_peaks import Peak

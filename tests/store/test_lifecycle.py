@@ -18,13 +18,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine import recover, starting
-from engine.deaths import Death
 from engine.errors import Conflict
-from engine.ingest import ingest
 from engine.journal import JournalWriter
 from engine.order import JOURNAL, Order
 from engine.paths import Home
+from engine.running import recover, starting
+from engine.running.deaths import Death
+from engine.running.ingest import ingest
 from engine.service import Job, Service
 from engine.settings import Settings
 from store import attempts, catalog, jobs, states, telemetry

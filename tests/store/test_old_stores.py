@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import recover
-from engine.ingest import ingest
 from engine.paths import Home
+from engine.running import recover
+from engine.running.ingest import ingest
 from engine.service import Service
 from engine.settings import Settings
 from store import Store, StoreFull, attempts, backup, jobs, schema, states, telemetry

@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import torch
 
 from engine import journal
-from engine.hyperparams import HYPERPARAMS, FinetuneHyperparams
+from engine.jobs.hyperparams import HYPERPARAMS, FinetuneHyperparams
 from engine.journal import JournalWriter, Record
 from engine.order import CHECKPOINTS, JOURNAL, Order
 from engine.trainer import finetune, models, optimizer

@@ -16,7 +16,7 @@ import torch
 
 from engine import manifest, pins
 from engine.errors import NoSpace
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.manifest import Damaged
 from engine.trainer import checkpoint, loop, lora, models
 from engine.trainer import optimizer as optimizers

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.order import Data, Order
 from engine.trainer import loop
 from engine.trainer.schedule import learning_rate

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from engine.data import inspection
 from engine.data.inspection import CONTEXT, PADDING, TRAINED, Inspection, Request
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.trainer import inspect
 from engine.trainer.data import corpora
 from engine.trainer.data.batch import IGNORED, collate_rows

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine import manifest
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.journal import JournalWriter
 from engine.trainer import checkpoint, evaluate, finetune, loop
 from engine.trainer.checkpoint import LoopState

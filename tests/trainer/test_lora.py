@@ -13,7 +13,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.trainer import lora, models
 from engine.trainer.objective import FLAT, Objective
 from tests.trainer import families

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.hyperparams import FinetuneHyperparams, TrainHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams, TrainHyperparams
 from engine.plans import model_shape
 from engine.plans.finetuning import Finetuning
 from engine.plans.growing import Growing

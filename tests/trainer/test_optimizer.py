@@ -12,8 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from engine.errors import InvalidRequest, Unsupported
-from engine.hyperparams import FinetuneHyperparams
-from engine.specs import parse
+from engine.jobs.hyperparams import FinetuneHyperparams
+from engine.jobs.specs import parse
 from engine.trainer import lora, models
 from engine.trainer import optimizer as optimizers
 from tests import worker

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input, Select
 
 from engine.catalog import STARTER_DATASET_ID, STARTER_MODEL_ID
-from engine.hyperparams import HYPERPARAMS
+from engine.jobs.hyperparams import HYPERPARAMS
 from engine.service import Service
 from fusion_tui import format as fmt
 from fusion_tui.screens.draft import ADVANCED, COMMON, TYPES, Draft, Setting, reference

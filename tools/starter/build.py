@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from engine.paths import ASSETS, Home
+from engine.running.supervisor import Supervisor
 from engine.service import Service
 from engine.settings import Settings
-from engine.supervisor import Supervisor
 from tools.starter import blank, corpus
 
 # Ten passes over the text: the held-out loss still falls there, and the rate has fallen to a tenth of its peak.

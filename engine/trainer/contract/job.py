@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.hyperparams import ContractHyperparams
+from engine.jobs.hyperparams import ContractHyperparams
 from engine.order import Order
 from engine.trainer import device as devices
 from engine.trainer import evaluate, loop, lora, models, optimizer, selftext

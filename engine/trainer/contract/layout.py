@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from engine.errors import Unsupported
-from engine.hyperparams import ContractHyperparams
+from engine.jobs.hyperparams import ContractHyperparams
 from engine.plans import contraction, model_shape
 from engine.plans.growth import SUPPORTED
 from engine.plans.model_shape import Shape

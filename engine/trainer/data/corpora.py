@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from engine.data.packing import pack
 from engine.data.rows import Row, RowError
-from engine.hyperparams import LoopHyperparams
+from engine.jobs.hyperparams import LoopHyperparams
 from engine.trainer.data import documents
 from engine.trainer.data.batch import Document
 from engine.trainer.data.documents import Documents, Packs

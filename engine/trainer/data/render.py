@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from engine.data import rows
 from engine.data.rows import Row, RowError
-from engine.hyperparams import LoopHyperparams
+from engine.jobs.hyperparams import LoopHyperparams
 
 _MARKERS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # Words that nobody writes (characters for private use): where they come out, a message stands for certain.

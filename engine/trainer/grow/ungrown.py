@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from engine import atomic
-from engine.hyperparams import FinetuneHyperparams, TrainHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams, TrainHyperparams
 from engine.order import CHECKPOINTS, Order
 from engine.plans.recommend import LEAST_ROWS, ModelSize, learning_rate
 from engine.trainer import device as devices

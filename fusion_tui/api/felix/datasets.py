@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 
 from engine.data import exporting
 from engine.service import Dataset, Service, Version
-from engine.signing import LIFETIME_S
+from engine.transfer.signing import LIFETIME_S
 from fusion_tui.api import body, errors
 from fusion_tui.api.access import DATASETS, LARGEST, READ, SCHEMES, Engine
 from fusion_tui.api.felix import dataset_answers as answers

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 
 from engine.errors import Conflict, InvalidRequest, KeyReused
 from engine.service import Job, Service, states
-from engine.signing import LIFETIME_S
+from engine.transfer.signing import LIFETIME_S
 from fusion_tui.api import body, errors, rate, signed
 from fusion_tui.api.access import LARGEST, MODELS, READ, SCHEMES, TRAIN, Engine, Id
 from fusion_tui.api.felix import answers, records, requests, tailing, translating

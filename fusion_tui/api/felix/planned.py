@@ -1,6 +1,6 @@
 """Dialect B's routes whose work this version does not do yet: projects, deployments, inference.
 
-The rule: each answers 422 by the one switch, `engine.features`, until what it stands for has come.
+The rule: each answers 422 by the one switch, `engine.jobs.features`, until what it stands for has come.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from engine import features
+from engine.jobs import features
 from fusion_tui.api import body, errors
 from fusion_tui.api.access import SCHEMES, TRAIN, Engine, Id, as_uuid
 from fusion_tui.api.felix import answers

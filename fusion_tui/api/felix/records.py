@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
-from engine import features
+from engine.jobs import features
 from engine.plans import advice
 from engine.service import BaseModel, Checkpoint, Dataset, Job, LogLine, Model, Point, Service, states
 from fusion_tui.api.answer import iso

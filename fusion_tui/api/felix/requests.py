@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from engine import features
 from engine.errors import Fault, InvalidRequest
+from engine.jobs import features
 
 DATASETS_AT_MOST = 32
 # A name of the catalogue, a name of the hub (owner/name), or an id.

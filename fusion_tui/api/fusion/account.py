@@ -11,9 +11,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import Field
 
+from engine.jobs.specs import REQUESTS
 from engine.service import Overview as Counted
 from engine.service import Usage as Used
-from engine.specs import REQUESTS
 from fusion_tui.api import body, errors
 from fusion_tui.api.access import SCHEMES, Engine, needs
 from fusion_tui.api.answer import Answer

@@ -10,8 +10,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from engine.editing import JobEdit
-from engine.specs import REQUESTS
+from engine.jobs.editing import JobEdit
+from engine.jobs.specs import REQUESTS
 from fusion_tui.api import body, errors
 from fusion_tui.api.access import LARGEST, READ, SCHEMES, TRAIN, Engine, Id
 from fusion_tui.api.fusion import answers

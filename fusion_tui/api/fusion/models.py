@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from engine import downloads
+from engine.transfer import downloads
 from fusion_tui.api import errors
 from fusion_tui.api.access import MODELS, READ, SCHEMES, Engine, Id
 from fusion_tui.api.felix import records

@@ -10,7 +10,7 @@ import pytest
 
 from engine import resources
 from engine.errors import InvalidRequest
-from engine.hyperparams import HYPERPARAMS, ContractHyperparams, TrainHyperparams
+from engine.jobs.hyperparams import HYPERPARAMS, ContractHyperparams, TrainHyperparams
 from engine.plans import contraction, growth, memory, model_shape, planning
 from engine.plans.admission import Admitted, admit
 from engine.service import Service

@@ -15,8 +15,8 @@ import pytest
 
 from engine import resources
 from engine.resources import Device
+from engine.running.supervisor import Supervisor
 from engine.service import Job, Service
-from engine.supervisor import Supervisor
 from store import jobs
 from tests.engine.conftest import Clock
 from tests.store.entries import new_job

@@ -10,11 +10,11 @@ import pytest
 
 from engine import resources
 from engine.errors import InvalidRequest, UnknownReference
-from engine.hyperparams import FinetuneHyperparams
-from engine.ingest import ingest
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.journal import JournalWriter
 from engine.plans import memory, model_shape
 from engine.plans.model_shape import ShapeUnknown
+from engine.running.ingest import ingest
 from engine.service import Service
 from store import catalog, memory_peaks
 from store.memory_peaks import Peak

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.data import lengths
 from engine.data.lengths import RowLengths
 from engine.errors import InvalidRequest, UnknownReference
-from engine.hyperparams import HYPERPARAMS
+from engine.jobs.hyperparams import HYPERPARAMS
 from engine.paths import STARTER_MODEL, STARTER_ROWS
 from engine.plans import planning
 from engine.plans.advice import Advice, Asked, advise, data_size, model_size

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine import journal
-from engine.hyperparams import ContractHyperparams
+from engine.jobs.hyperparams import ContractHyperparams
 from engine.journal import JournalWriter, Record
 from engine.order import CHECKPOINTS, JOURNAL, Order
 from engine.trainer import models

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from engine import manifest
 from engine.errors import Unsupported
-from engine.hyperparams import ContractHyperparams
+from engine.jobs.hyperparams import ContractHyperparams
 from engine.order import JOURNAL
 from engine.trainer import models
 from engine.trainer.contract import layout

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine.errors import Unsupported
-from engine.hyperparams import ContractHyperparams
+from engine.jobs.hyperparams import ContractHyperparams
 from engine.trainer import models
 from engine.trainer.contract import layout, sweep, targeted
 from tests.trainer import families

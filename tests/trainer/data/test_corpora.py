@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from engine.data import rows
 from engine.data.rows import Row, RowError
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.trainer import evaluate
 from engine.trainer.data import corpora, documents, tokens
 from engine.trainer.data.batch import IGNORED, Document

@@ -11,7 +11,7 @@ import trl
 
 from engine.data import rows
 from engine.data.rows import Row, RowError
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.trainer import evaluate
 from engine.trainer.data import corpora, sources, token_cache
 from engine.trainer.data.batch import IGNORED

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.data.rows import RowError
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.trainer.data import corpora, tokens
 from engine.trainer.data.corpora import Corpus
 from engine.trainer.data.sources import AnySource, Several, Source

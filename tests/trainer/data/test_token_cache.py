@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engine.data.rows import RowError
-from engine.hyperparams import FinetuneHyperparams
+from engine.jobs.hyperparams import FinetuneHyperparams
 from engine.journal import JournalWriter
 from engine.manifest import MANIFEST
 from engine.trainer import finetune

@@ -15,20 +15,22 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from engine import atomic, evidence, process, recover, removal, resources
-from engine.ballast import BALLAST_BYTES, Ballast
-from engine.deaths import Death, OomWatch, oom_kills
+from engine import atomic, process, resources
 from engine.errors import EngineError
-from engine.holds import Holds, Releases
-from engine.ingest import ingest
+from engine.jobs import removal
+from engine.jobs.submitting import ROOM_TO_START
 from engine.launchers import local
 from engine.plans.gate import Gate
 from engine.process import DeathWatch, Identity
 from engine.resources import Device
+from engine.running import evidence, recover
+from engine.running.ballast import BALLAST_BYTES, Ballast
+from engine.running.deaths import Death, OomWatch, oom_kills
+from engine.running.holds import Holds, Releases
+from engine.running.ingest import ingest
+from engine.running.stalls import STALL_SHOWN_SECONDS, Stalls
+from engine.running.starting import Starter
 from engine.service import Service
-from engine.stalls import STALL_SHOWN_SECONDS, Stalls
-from engine.starting import Starter
-from engine.submitting import ROOM_TO_START
 from store import StoreError, asked, attempts, jobs, states
 from store.attempts import Attempt
 from store.errors import StoreFull

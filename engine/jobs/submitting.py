@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import branches, catalog, chains, resources
+from engine import catalog, resources
 from engine.catalog import CONTRACT
-from engine.chains import Origin
 from engine.errors import KeyReused
+from engine.jobs import branches, chains
+from engine.jobs.chains import Origin
 from engine.paths import Home
 from store import Store, jobs
 from store.catalog import Dataset
@@ -22,7 +23,7 @@ from store.jobs import Job
 from store.library import Database
 
 if TYPE_CHECKING:
-    from engine.specs import JobRequest
+    from engine.jobs.specs import JobRequest
 
 # Room that a job needs to write its first checkpoint and its logs; the worker checks again before each save.
 ROOM_TO_START = 64 * 1024 * 1024
@@ -80,7 +81,7 @@ def _data_of(db: Database, request: JobRequest) -> list[Dataset]:
 
     Raises UnknownReference, InvalidRequest.
     """
-    from engine.hyperparams import ContractHyperparams
+    from engine.jobs.hyperparams import ContractHyperparams
 
     settings = request.hyperparams
     if not isinstance(settings, ContractHyperparams):
@@ -103,7 +104,7 @@ def submit(
     new_id: Callable[[], str],
 ) -> Submission:
     """Queue a job; see `Service.submit`."""
-    from engine import specs  # brings pydantic, which an app that only looks does not need
+    from engine.jobs import specs  # brings pydantic, which an app that only looks does not need
     from engine.plans import advice
 
     request = specs.parse(payload)
@@ -164,7 +165,7 @@ def _insert(db: Database, request: JobRequest, judged: _Judged, *, digest: str, 
 
 def validate(db: Database, payload: Mapping[str, Any]) -> None:
     """Raise what `submit` would raise for a payload that cannot be a job; change nothing."""
-    from engine import specs
+    from engine.jobs import specs
 
     request = specs.parse(payload)
     _judge(db, request)

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import atomic, catalog, features, resources
+from engine import atomic, catalog, resources
 from engine.data import importing, sources
 from engine.data.importing import Progress, silent
 from engine.errors import Conflict, EngineError, Fault, InvalidRequest
+from engine.jobs import features
 from engine.paths import Home
-from engine.receiving import Hold, Reception, is_held
-from engine.turns import Stopped, Turns
+from engine.transfer.receiving import Hold, Reception, is_held
+from engine.transfer.turns import Stopped, Turns
 from store import NotFound, Store, StoreError
 from store import catalog as entries
 from store import uploads as rows

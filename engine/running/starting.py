@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine import atomic, branches, catalog, chains, process, recover
+from engine import atomic, catalog, process
 from engine.errors import EngineError
+from engine.jobs import branches, chains
 from engine.order import CHECKPOINTS, GATE, Data, Order
 from engine.process import Identity
+from engine.running import recover
 from engine.service import Service
 from store import Store, attempts, jobs, states
 from store.attempts import Attempt

@@ -11,8 +11,9 @@ from dataclasses import asdict, replace
 import pytest
 from click.testing import CliRunner, Result
 
-from engine import atomic, evidence, process
+from engine import atomic, process
 from engine.process import Identity
+from engine.running import evidence
 from engine.service import Service
 from fusion_tui.cli import main
 from store import attempts

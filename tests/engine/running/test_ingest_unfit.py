@@ -16,7 +16,7 @@ from engine.journal import Record
 from engine.service import Service
 from store.attempts import Attempt
 from tests.engine.conftest import request_for, reread, start
-from tests.engine.test_ingest import a_whole_run, everything, losses, point, take, tell
+from tests.engine.running.test_ingest import a_whole_run, everything, losses, point, take, tell
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.holds import RELEASE_SECONDS, RELEASE_SLACK
 from engine.resources import Device
+from engine.running.holds import RELEASE_SECONDS, RELEASE_SLACK
+from engine.running.supervisor import Supervisor
 from engine.service import Service
-from engine.supervisor import Supervisor
 from tests.conditions import eventually
 from tests.crash import light
 
@@ -105,6 +105,6 @@ def test_a_whole_queue_that_waits_is_told_in_one_transaction(card: Card, monkeyp
     assert len(writes) == 1
     # And for a while nobody looks at it again.
     asked: list[int] = []
-    monkeypatch.setattr("engine.supervisor.jobs.next_queued", lambda *_, **__: asked.append(1) or [])
+    monkeypatch.setattr("engine.running.supervisor.jobs.next_queued", lambda *_, **__: asked.append(1) or [])
     card.supervisor.tick()
     assert asked == []

@@ -10,8 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engine import atomic, chains, pins
+from engine import atomic, pins
 from engine.errors import Conflict
+from engine.jobs import chains
 from engine.paths import Home
 from store import NotFound, Store, asked, jobs, states, telemetry
 from store.jobs import Job

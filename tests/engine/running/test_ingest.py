@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from engine import journal, recover
-from engine.ingest import ingest
+from engine import journal
 from engine.journal import JournalWriter, Record
+from engine.running import recover
+from engine.running.ingest import ingest
 from engine.service import Service
 from store import StoreError, attempts, jobs
 from store.attempts import Attempt

@@ -22,7 +22,7 @@ from store.library import Database
 from store.telemetry import Checkpoint
 
 if TYPE_CHECKING:
-    from engine.specs import JobRequest
+    from engine.jobs.specs import JobRequest
 
 FIELD = "checkpoint_id"
 FINETUNE = "finetune"  # the type of job whose checkpoints others can start from

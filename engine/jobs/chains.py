@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from engine import branches, catalog
-from engine.branches import Branch
+from engine import catalog
 from engine.errors import Conflict, EngineError, Fault, InvalidRequest, UnknownReference
+from engine.jobs import branches
+from engine.jobs.branches import Branch
 from engine.paths import Home
 from store import NotFound, Store, jobs, states
 from store import catalog as entries
@@ -22,8 +23,8 @@ from store.jobs import Job
 from store.library import Database
 
 if TYPE_CHECKING:
-    from engine.hyperparams import Hyperparams
-    from engine.specs import JobRequest
+    from engine.jobs.hyperparams import Hyperparams
+    from engine.jobs.specs import JobRequest
 
 AnyModel = BaseModel | Model
 # What `admission` settles by the model where a request left it open.
@@ -104,7 +105,7 @@ def with_model(db: Database, payload: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Raises InvalidRequest where JOB has made none; as `branches.find` for a checkpoint.
     """
-    from engine.specs import OUTPUT_OF
+    from engine.jobs.specs import OUTPUT_OF
 
     checkpoint_id, models = payload.get(branches.FIELD), ("base_model_id", "source_model_id")
     if isinstance(checkpoint_id, str) and not any(payload.get(field) for field in models):
@@ -208,7 +209,7 @@ def is_unresolved(job: Job) -> bool:
 
 def settings_of(job: Job) -> Hyperparams:
     """Return a job's settings as they are stored; what is to be resolved counts as not given."""
-    from engine.hyperparams import HYPERPARAMS
+    from engine.jobs.hyperparams import HYPERPARAMS
 
     return HYPERPARAMS[job.type].model_validate(job.hyperparams)
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from engine import atomic, branches, manifest, pins, starting
+from engine import atomic, manifest, pins
 from engine.errors import Conflict, EngineError, InvalidRequest, UnknownReference
+from engine.jobs import branches
 from engine.paths import ASSETS
+from engine.running import starting
 from engine.service import Checkpoint, Job, Service
 from store import jobs, telemetry
 from tests.engine.conftest import request_for
@@ -111,7 +113,7 @@ def test_what_is_no_checkpoint_to_start_from_is_refused(service: Service) -> Non
 
 
 def test_a_request_without_a_checkpoint_is_hashed_as_before(service: Service) -> None:
-    from engine import specs
+    from engine.jobs import specs
 
     plain = specs.parse({"type": "finetune", "idempotency_key": "k", "base_model_id": "m", "dataset_id": "d"})
     assert plain.payload_hash() == "4a730d7fd611180e9c0bd86835741a38afb2fcde760fb32a261086ef01c61b36"

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from engine import chains
+from engine.jobs import chains
 from engine.order import Order
 from engine.resources import Device
+from engine.running.supervisor import Supervisor
 from engine.service import Job
-from engine.supervisor import Supervisor
 from store import jobs, states
 from tests.conditions import eventually
 from tests.crash import light
@@ -159,6 +159,6 @@ def test_nobody_looks_at_a_queue_in_which_all_wait_for_others(bench: Bench, monk
         bench.submit(f"@{first.id}")
     bench.service.cancel(first.id)
     asked: list[int] = []
-    monkeypatch.setattr("engine.supervisor.jobs.next_queued", lambda *_, **__: asked.append(1) or [])
+    monkeypatch.setattr("engine.running.supervisor.jobs.next_queued", lambda *_, **__: asked.append(1) or [])
     bench.supervisor.tick()
     assert asked == []

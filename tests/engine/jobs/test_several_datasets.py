@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from engine import starting
 from engine.errors import Conflict, InvalidRequest, UnknownReference
-from engine.ingest import ingest
 from engine.journal import JournalWriter
 from engine.order import Data, Order
+from engine.running import starting
+from engine.running.ingest import ingest
 from engine.service import Dataset, Job, Service
 from store import catalog
 from tests.engine.conftest import request_for, reread, start

@@ -1,6 +1,6 @@
 """How a worker's process ended, as far as anyone can tell, and in which words.
 
-The rule: an exit status is judged here alone; what follows from the verdict is `engine.recover`'s to decide.
+The rule: an exit status is judged here alone; what follows from the verdict is `engine.running.recover`'s to decide.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from engine.errors import Fault, InvalidRequest
-from engine.hyperparams import (
+from engine.jobs.hyperparams import (
     HYPERPARAMS,
     UNHASHED_DEFAULTS,
     ContractHyperparams,

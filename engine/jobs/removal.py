@@ -6,8 +6,9 @@ that says what is still to be done, and the supervisor does it.
 
 from __future__ import annotations
 
-from engine import atomic, branches, catalog, chains, control
+from engine import atomic, catalog
 from engine.errors import Conflict
+from engine.jobs import branches, chains, control
 from engine.paths import Home
 from store import Store, asked, jobs
 from store import catalog as entries

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import recover
-from engine.deaths import Death
 from engine.order import UNTOLD
+from engine.running import recover
+from engine.running.deaths import Death
 from engine.service import Job, Service
 from store import attempts, jobs
 from tests.engine.conftest import request_for, reread, start

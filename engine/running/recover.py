@@ -28,9 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.deaths import Death
 from engine.order import GATE, NOT_ADMITTED
-from engine.stalls import STALLED
+from engine.running.deaths import Death
+from engine.running.stalls import STALLED
 from store import attempts, jobs, states, telemetry
 from store.attempts import Attempt
 from store.jobs import Job

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine import catalog, submitting
+from engine import catalog
 from engine.catalog import AnyModel
 from engine.errors import Fault, InvalidRequest, UnknownReference
+from engine.jobs import submitting
+from engine.jobs.submitting import Submission
 from engine.paths import NAME_PATTERN
-from engine.submitting import Submission
 from store import catalog as entries
 from store import jobs, telemetry, uploads
 from store.catalog import Dataset

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from engine import chains
 from engine.errors import Conflict, InvalidRequest, UnknownReference
+from engine.jobs import chains
 from engine.service import Job, NotFound, Service
 from store import catalog, jobs
 from tests.engine.conftest import request_for, start

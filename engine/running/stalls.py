@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 
 from engine import process
-from engine.holds import Holds
 from engine.process import Identity
+from engine.running.holds import Holds
 from store import Store, attempts, jobs
 from store.attempts import Attempt
 from store.jobs import Job

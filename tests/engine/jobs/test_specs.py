@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import catalog, specs
+from engine import catalog
 from engine.errors import InvalidRequest
-from engine.hyperparams import FinetuneHyperparams
-from engine.specs import JobRequest
+from engine.jobs import specs
+from engine.jobs.hyperparams import FinetuneHyperparams
+from engine.jobs.specs import JobRequest
 
 REQUEST: dict[str, Any] = {"type": "finetune", "idempotency_key": "k", "base_model_id": "m", "dataset_id": "d"}
 

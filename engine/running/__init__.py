@@ -1,0 +1,1 @@
+"""A queue carried out: from a claim to a worker's end."""
