@@ -1,7 +1,9 @@
 """Contraction beside methods that look at weights alone: perplexity after a share of all neurons is gone.
 
 The rule: everyone takes the same number of neurons from every layer of the same model, and is judged on the same texts,
-which nobody was calibrated on. Ours is the job's own sweep on text that the model wrote; its seconds count that text.
+which nobody was calibrated on. Ours is what the job does on text that the model wrote, by the job's own functions. As
+each layer is judged on what the whole model hands to it, its statistics are taken once for all ratios; the seconds of
+each row count them again, and those of ours the writing of the text too.
 
     python -m bench.contract [MODEL_FOLDER] [--ratios 15 30 50] [--only KEY …] [--heal 100] [--text FILE] [--json]
 
@@ -150,6 +152,7 @@ CONTESTANTS: dict[str, tuple[str, sweep.Choose | None]] = {
     "healed": ("ours, healed", None),
 }
 BLIND = ("maw", "ppm", "random")  # they look at no text, so none is shown to them
+OURS = ("ours", "unrepaired")
 
 
 def blindly(model: Any, choose: sweep.Choose, counts: list[int]) -> None:
@@ -158,6 +161,32 @@ def blindly(model: Any, choose: sweep.Choose, counts: list[int]) -> None:
         size = layer.mlp.down_proj.in_features
         down = dense(layer.mlp.down_proj)
         sweep.keep_neurons(layer.mlp, choose(layer.mlp, down, torch.empty(size, 0), count))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the surgery needs of a model on some text: H [f, f] of each layer, and the seconds that it took."""
+
+    grams: list[torch.Tensor]
+    seconds: float
+
+    @classmethod
+    def of(cls, model: Any, sequences: list[list[int]]) -> Statistics:
+        """Look at every layer of the whole model."""
+        begun = time.monotonic()
+        hidden, others = sweep.entrances(model, torch.tensor(sequences))
+        grams = []
+        for layer, named in zip(model.get_decoder().layers, others, strict=True):
+            seen = sweep.look(layer, hidden, named)
+            hidden = seen.out
+            grams.append(seen.gram)
+        return cls(grams, time.monotonic() - begun)
+
+    def apply(self, model: Any, choose: sweep.Choose, counts: list[int]) -> None:
+        """Remove neurons as the job's sweep does, by what was seen."""
+        for layer, gram, count in zip(model.get_decoder().layers, self.grams, counts, strict=True):
+            down, gram = sweep.surgical(layer.mlp.down_proj, gram)  # noqa: PLW2901
+            sweep.keep_neurons(layer.mlp, choose(layer.mlp, down, gram, count))
 
 
 def healed(folder: Path, source: Path, written: list[list[int]], ratio: float, asked: argparse.Namespace) -> Any:
@@ -216,6 +245,7 @@ def compare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
             count=asked.sequences,
             length=asked.seq_len,
             seed=SEED,
+            temperatures=job.TEMPERATURES,
             tell=lambda n, all: tell(f"{n} of {all}"),
         )
         if asked.own:
@@ -223,14 +253,20 @@ def compare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     writing = time.monotonic() - begun
     own = [ids for number, ids in enumerate(written) if number % job.HELD_OUT]
     real = real_text(tokenizer, len(own), asked.seq_len)
+    wanted = [key for key in CONTESTANTS if not asked.only or key in asked.only]
+    seen = {"own": Statistics.of(model, own)}
+    if "real" in wanted:
+        seen["real"] = Statistics.of(model, real)
+    tell(f"statistics: {', '.join(f'{name} {one.seconds:.0f} s' for name, one in seen.items())}")
     rows = []
     for percent in asked.ratios:
         width = contraction.uniform_width(shape, percent / 100, shape.layers)
         counts = [shape.mlp - width] * shape.layers
-        for key, (name, choose) in CONTESTANTS.items():
-            if (asked.only and key not in asked.only) or (key == "healed" and not asked.heal):
+        for key in wanted:
+            name, choose = CONTESTANTS[key]
+            if key == "healed" and not asked.heal:
                 continue
-            begun = time.monotonic()
+            begun, before = time.monotonic(), 0.0
             if choose is None:
                 made = healed(folder / f"healed-{percent}", source, written, percent / 100, asked)
             else:
@@ -238,8 +274,10 @@ def compare(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 if key in BLIND:
                     blindly(made, choose, counts)
                 else:
-                    sweep.contract(made, real if key == "real" else own, counts, CPU, choose=choose)
-            seconds = time.monotonic() - begun
+                    statistics = seen["real" if key == "real" else "own"]
+                    statistics.apply(made, choose, counts)
+                    before = statistics.seconds + (writing if key in OURS else 0.0)
+            seconds = before + time.monotonic() - begun
             row = {"percent": percent, "key": key, "name": name, "seconds": seconds, **judged.judge(made)}
             tell(str(row))
             rows.append(row)

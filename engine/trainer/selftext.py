@@ -7,7 +7,7 @@ A model's own text serves as calibration data no worse than text from its traini
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -98,9 +98,11 @@ def batch_rows(model: Any, length: int) -> int:
     return max(1, min(BATCH, ROOM_BYTES // each))
 
 
-def _continued(model: Any, given: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return openers [b, n] continued at temperature 1 to [b, length], and the mean surprise [b], in nats, of the
-    tokens that were written."""
+def _continued(
+    model: Any, given: torch.Tensor, length: int, temperature: torch.Tensor | float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return openers [b, n] continued at their temperatures [b, 1] to [b, length], and the mean surprise [b], in nats,
+    of the tokens that were written, by the distribution that they were drawn from."""
     ids = torch.empty(len(given), length, dtype=torch.long, device=given.device)
     begin = given.shape[1]
     ids[:, :begin] = given
@@ -110,7 +112,7 @@ def _continued(model: Any, given: torch.Tensor, length: int) -> tuple[torch.Tens
     for place in range(begin, length):
         out = model(input_ids=ids[:, seen:place], past_key_values=cache, use_cache=True, logits_to_keep=1)
         seen = place
-        chances = out.logits[:, -1].float().softmax(-1)
+        chances = (out.logits[:, -1].float() / temperature).softmax(-1)
         # The inverse of the distribution function: on a CPU a tenth of the time of torch.multinomial.
         below = chances.cumsum(-1)
         drawn = torch.searchsorted(below, torch.rand_like(below[:, :1]) * below[:, -1:], right=True)
@@ -129,11 +131,13 @@ def write(
     count: int,
     length: int,
     seed: int,
+    temperatures: Sequence[float] = (1.0,),
     batch_size: int | None = None,
     tell: Callable[[int, int], object] = lambda done, all: None,
 ) -> list[list[int]]:
-    """Return four fifths of `count` sequences of `length` tokens, sampled at temperature 1: those that the model finds
-    likeliest. The same seed gives the same text on the same device; the caller's random numbers stay as they are.
+    """Return four fifths of `count` sequences of `length` tokens, sampled at `temperatures` in turn: of each those
+    that the model finds likeliest. The same seed gives the same text on the same device; the caller's random numbers
+    stay as they are.
 
     A text that ends is followed by the next, as in training: every sequence has its full length. `tell` hears how many
     of all are written, at the end of each batch; what it raises ends the writing.
@@ -141,14 +145,23 @@ def write(
     training, vocabulary = model.training, model.get_input_embeddings().num_embeddings
     model.eval()
     written: list[tuple[float, list[int]]] = []
+    heat = torch.tensor(temperatures, device=device)
     size = batch_size or batch_rows(model, length)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for prompts in _batches(tokenizer, vocabulary, count, size=size, longest=max(length // 2, 1), seed=seed):
-            ids, surprise = _continued(model, torch.tensor(prompts, device=device), length)
+            turn = torch.arange(len(written), len(written) + len(prompts), device=device) % len(heat)
+            ids, surprise = _continued(model, torch.tensor(prompts, device=device), length, heat[turn, None])
             written += zip(surprise.tolist(), ids.tolist(), strict=True)
             tell(len(written), count)
     model.train(training)
-    likeliest = sorted(range(len(written)), key=lambda number: written[number][0])
-    kept = sorted(likeliest[: max(1, round(len(written) * (1 - DROPPED)))])
+    kept = sorted(
+        number for first in range(len(heat)) for number in _likeliest(written, range(first, len(written), len(heat)))
+    )
     return [written[number][1] for number in kept]
+
+
+def _likeliest(written: list[tuple[float, list[int]]], numbers: range) -> list[int]:
+    """Return those of these sequences that are left when the most surprising are dropped."""
+    ordered = sorted(numbers, key=lambda number: written[number][0])
+    return ordered[: max(1, round(len(ordered) * (1 - DROPPED)))]

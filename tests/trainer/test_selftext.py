@@ -119,6 +119,32 @@ def test_likely_tokens_are_drawn_often_and_impossible_ones_never(writer: tuple[A
     assert float(drawn.sum()) == pytest.approx(float(drawn[[0, 7, 280]].sum()))
 
 
+def test_a_temperature_below_one_draws_likely_tokens_more_often(writer: tuple[Any, Any], monkeypatch: Any) -> None:
+    model = writer[0]
+    chances = torch.zeros(model.config.vocab_size)
+    chances[[0, 7, 280]] = torch.tensor([0.5, 0.3, 0.2])
+    monkeypatch.setattr(
+        model, "forward", lambda input_ids, **_: SimpleNamespace(logits=chances.log().expand(400, 1, -1))
+    )
+    torch.manual_seed(2)
+    heat = torch.tensor([1.0, 0.5]).repeat(200)[:, None]
+    ids, found = selftext._continued(model, torch.zeros(400, 1, dtype=torch.long), 21, heat)
+    drawn = ids[:, 1:].unflatten(0, (200, 2)).transpose(0, 1).flatten(1)
+    share = [[float((rows == token).float().mean()) for token in (0, 7, 280)] for rows in drawn]
+    squares = [0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38]  # of 0.5, 0.3 and 0.2, over their sum
+    assert share[0] == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
+    assert share[1] == pytest.approx(squares, abs=0.03)
+    assert float(found[1::2].mean()) < float(found[::2].mean())
+
+
+def test_of_each_temperature_the_same_share_is_dropped(writer: tuple[Any, Any], monkeypatch: Any) -> None:
+    asked: dict[str, Any] = {"count": 20, "temperatures": (1.0, 0.2)}
+    kept = {tuple(text) for text in written(writer, **asked)}
+    monkeypatch.setattr(selftext, "DROPPED", 0.0)
+    everything = [tuple(text) for text in written(writer, **asked)]
+    assert [sum(text in kept for text in everything[first::2]) for first in (0, 1)] == [8, 8]
+
+
 def test_fewer_are_written_at_once_where_what_is_kept_of_them_is_large(writer: tuple[Any, Any]) -> None:
     model = writer[0]
     assert selftext.batch_rows(model, 256) == selftext.BATCH

@@ -37,7 +37,11 @@ from engine.trainer.publish import Finish, publish
 from engine.trainer.reporter import Reporter
 from engine.trainer.run import Run, StopFlag, Stopped
 
-HELD_OUT = 5  # one in so many of its own sequences judges; the model is calibrated on the others
+HELD_OUT = 8  # one in so many of its own sequences judges; the model is calibrated on the others
+# Half of the text is drawn a little closer to what the model finds likely: nearer to what it is asked in practice. On
+# SmolLM2-135M without 30 % of its neurons, text of temperature 1 alone gave 1.51 times the perplexity on chat rows and
+# 1.74 times on a licence, of 0.8 alone 1.41 and 2.14, of both, twice as much, 1.34 and 1.76 (damping 1e-2).
+TEMPERATURES = (1.0, 0.8)
 PREDICTED_ON = 16  # sequences that tell which layers can be spared
 EVAL_ROWS, EVAL_TOKENS = 200, 1024  # of the dataset that is reported on: its first rows, in packs of so many tokens
 
@@ -91,7 +95,16 @@ def write(work: Work, model: Any) -> Phase:
         work.go_on()
 
     work.progress.tell("calibrate", 0, f"the model writes text of its own: {count} sequences of {length} tokens")
-    ids = selftext.write(model, work.tokenizer, work.device, count=count, length=length, seed=settings.seed, tell=tell)
+    ids = selftext.write(
+        model,
+        work.tokenizer,
+        work.device,
+        count=count,
+        length=length,
+        seed=settings.seed,
+        temperatures=TEMPERATURES,
+        tell=tell,
+    )
     return Phase({"seconds": time.monotonic() - begun}, {"ids": torch.tensor(ids, dtype=torch.int32)})
 
 
