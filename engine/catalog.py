@@ -191,19 +191,32 @@ def need_text_to_learn(dataset: Dataset, field: tuple[str, ...] = ("dataset_id",
 def to_learn_from(db: Database, first: str, more: Sequence[str]) -> Iterator[Dataset]:
     """Yield the datasets that a request names, in their order.
 
-    Raises UnknownReference; InvalidRequest for one that has no text to learn, or is named twice: its rows would be
-    trained on and held out.
+    Raises UnknownReference; InvalidRequest for one that has no text to learn, or whose rows another of them has, by
+    all that can be told: the same dataset, another version of it, a copy. Rows would be trained on and held out.
     """
-    named: dict[str, str] = {}
+    named: list[tuple[str, Dataset]] = []
     fields: list[tuple[str, ...]] = [("dataset_id",), *(("more_dataset_ids", str(i)) for i in range(len(more)))]
     for field, reference in zip(fields, (first, *more), strict=True):
         dataset = find_dataset(db, reference)
         need_text_to_learn(dataset, field)
-        if dataset.id in named:
-            message = f"'{reference}' is {named[dataset.id]} again. Name each dataset once"
-            raise InvalidRequest([Fault(field, message, "twice")])
-        named[dataset.id] = f"the dataset of {'.'.join(field)}"
+        for place, other in named:
+            if again := _again(reference, dataset, other, f"the dataset of {place}"):
+                raise InvalidRequest([Fault(field, again, "twice")])
+        named.append((".".join(field), dataset))
         yield dataset
+
+
+def _again(reference: str, dataset: Dataset, other: Dataset, called: str) -> str:
+    """Return why a dataset and another, which is `called` so, cannot be read by one job; "" where they can."""
+    if dataset.id == other.id:
+        return f"'{reference}' is {called} again. Name each dataset once"
+    would = "Rows of both would be trained on and held out at once"
+    if dataset.name == other.name:
+        versions = f"version {dataset.version} of {dataset.name}, and {called} is version {other.version}"
+        return f"'{reference}' is {versions}. {would}: name one version"
+    if dataset.sha256 == other.sha256:
+        return f"'{reference}' has exactly the rows of {called}, {other.name}. {would}: name one of them"
+    return ""
 
 
 def seed_starter(store: Store, now: float) -> None:

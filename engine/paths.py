@@ -6,6 +6,7 @@ The rule: no other module joins path names of the data folder.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,6 +103,10 @@ class Home:
         """Files that only the worker with this fence writes."""
         return self.run(job_id) / f"attempt-{fence}"
 
+    def runs(self) -> list[Path]:
+        """The folders of all jobs' runs."""
+        return list((self.root / "runs").iterdir())
+
     def start_model(self, job_id: str) -> Path:
         """The model that a job starts from which starts from a checkpoint; its own worker makes it."""
         return self.run(job_id) / "start-model"
@@ -109,6 +114,10 @@ class Home:
     def model(self, model_id: str) -> Path:
         """A model that a job made or an import converted."""
         return self.root / "models" / model_id
+
+    def model_stages(self, model_id: str) -> Iterator[Path]:
+        """Where workers that died began to write a model; `engine.trainer.publish` names them."""
+        return (self.root / "models").glob(f".{model_id}.stage-*")
 
     def dataset(self, dataset_id: str) -> Path:
         """The immutable copy of a dataset version."""

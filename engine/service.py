@@ -37,7 +37,7 @@ from store import keys as key_rows
 from store.catalog import BaseModel, Dataset, Model
 from store.jobs import Event, Job
 from store.keys import Key
-from store.telemetry import OWN, Checkpoint, LogLine, Point
+from store.telemetry import OWN, Ahead, Checkpoint, LogLine, Point
 from store.uploads import Upload
 
 if TYPE_CHECKING:
@@ -189,6 +189,10 @@ class Service:
         """Return telemetry points newer than `since_step`, in order, as `telemetry.points` says."""
         return telemetry.points(self.store.read(), job_id, since_step=since_step, phase=phase)
 
+    def points_ahead(self, job_id: str, *, step: int, aside: float, most: int) -> Ahead:
+        """Return about `most` points behind a place; see `telemetry.points_ahead`."""
+        return telemetry.points_ahead(self.store.read(), job_id, step=step, aside=aside, most=most)
+
     def latest_step(self, job_id: str) -> int:
         """Return the highest of a job's own steps with a point, or -1; see `telemetry.latest_step`."""
         return telemetry.latest_step(self.store.read(), job_id)
@@ -278,7 +282,7 @@ class Service:
 
         Raises NotFound; Conflict while the job is not finished, others wait for it or start from its checkpoints.
         """
-        removal.delete(self.store, self.home, job_id)
+        removal.delete(self.store, self.home, job_id, now=self._clock())
 
     # Catalogue ----------------------------------------------------------------------------------------------------
 

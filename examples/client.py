@@ -11,9 +11,11 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
 URL = os.environ.get("FUSION_URL", "http://127.0.0.1:7878").rstrip("/")
+TIMEOUT_S = 60.0  # without a byte of the answer
 PATIENCE = 10  # tries while the server is busy or asks to wait
 
 
@@ -38,7 +40,7 @@ def call(method: str, path: str, body: Any = None, headers: dict[str, str] | Non
     for _ in range(PATIENCE):
         request = urllib.request.Request(URL + path, data, sent, method=method)  # noqa: S310
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")
@@ -47,6 +49,11 @@ def call(method: str, path: str, body: Any = None, headers: dict[str, str] | Non
             time.sleep(float(error.headers.get("Retry-After", 1)))
         except urllib.error.URLError as error:
             raise SystemExit(f"No server at {URL} ({error.reason}). Start one with: fusion-tui serve") from None
+        except (TimeoutError, ConnectionError, HTTPException) as error:
+            why = f"sent nothing for {TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else f"broke off ({error})"
+            raise SystemExit(
+                f"{method} {path}: the server at {URL} {why}. It may have done it all the same: look first."
+            ) from None
     raise SystemExit(f"{method} {path}: the server stayed busy.")
 
 

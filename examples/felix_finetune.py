@@ -48,6 +48,12 @@ def upload(name: str, content: bytes) -> int:
         time.sleep(POLL_S)
 
 
+def newer(logs: list[dict[str, Any]], last: str) -> list[dict[str, Any]]:
+    """Return the lines behind the one with the id `last`, which may be gone: the server keeps the newest 2,000."""
+    ids = [entry["id"] for entry in logs]
+    return logs[ids.index(last) + 1 :] if last in ids else logs
+
+
 def main() -> None:
     """Upload, submit, poll until the job is finished, download."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -71,13 +77,12 @@ def main() -> None:
     )
     print(f"job {job['id']}: {job['status']}")
 
-    seen = 0
+    last = ""
     while True:
         job = call("GET", f"/felix/training-jobs/{job['id']}")
-        logs = call("GET", f"/felix/training-jobs/{job['id']}/logs")["logs"]
-        for entry in logs[seen:]:
+        for entry in newer(call("GET", f"/felix/training-jobs/{job['id']}/logs")["logs"], last):
             print(f"  | {entry['message']}")
-        seen = len(logs)
+            last = entry["id"]
         print(f"{job['status']:<10}{job['progress_percent']:>5.0f} %  epoch {job['current_epoch']}")
         if job["is_terminal_status"]:
             break

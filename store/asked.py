@@ -12,6 +12,7 @@ from store.library import Database
 
 SAVE = "save_requested"
 GO = "delete_requested"
+ALL, ALL_BUT_MODEL = 1, 2  # what is to go; 0 for nothing
 
 
 def to_save(db: Database, job_id: str, *, now: float) -> None:
@@ -35,11 +36,25 @@ def is_saved(db: Database, job_id: str, *, ts: float, fence: int) -> None:
         jobs.update(db, job_id, fence=fence, save_requested=0)
 
 
-def to_go(db: Database, job_id: str, *, now: float) -> None:
-    """Ask for a job to be deleted, with the model that it makes, as soon as nothing works on it."""
-    if not jobs.get(db, job_id).delete_requested:
-        jobs.update(db, job_id, delete_requested=1)
-        jobs.add_event(db, job_id, GO, {}, now=now)
+def to_go(db: Database, job_id: str, *, now: float, keep_model: bool = False) -> None:
+    """Ask for a job to be deleted as soon as nothing works on it, with the model that it makes or without.
+
+    Of two who ask for either, the model goes. Raises NotFound.
+    """
+    wanted = ALL_BUT_MODEL if keep_model else ALL
+    if _to_go(db, job_id) not in (wanted, ALL):
+        jobs.update(db, job_id, delete_requested=wanted)
+        jobs.add_event(db, job_id, GO, {"model": "stays"} if keep_model else {}, now=now)
+
+
+def keeps_model(db: Database, job_id: str) -> bool:
+    """Say whether a job that is to be deleted leaves the model that it made."""
+    return _to_go(db, job_id) == ALL_BUT_MODEL
+
+
+def _to_go(db: Database, job_id: str) -> int:
+    row = first_row(db, "SELECT delete_requested FROM jobs WHERE id = ?", [job_id])
+    return int(row[GO]) if row else 0
 
 
 def to_stay(db: Database, job_id: str, why: str, *, now: float) -> None:
@@ -51,5 +66,5 @@ def to_stay(db: Database, job_id: str, why: str, *, now: float) -> None:
 def going(db: Database) -> list[str]:
     """Return the ids of the jobs that are to be deleted and that nothing works on any more, oldest first."""
     ended = ", ".join(f"'{state}'" for state in sorted(states.FINISHED))
-    sql = f"SELECT id FROM jobs WHERE state IN ({ended}) AND delete_requested = 1 ORDER BY seq"  # noqa: S608
+    sql = f"SELECT id FROM jobs WHERE state IN ({ended}) AND delete_requested > 0 ORDER BY seq"  # noqa: S608
     return [row["id"] for row in all_rows(db, sql)]

@@ -16,6 +16,7 @@ from store.db import all_rows, insert, named, tuples
 from store.library import Database
 
 LOG_LINES_KEPT = 2000
+LAST_STEP = 2**63 - 1  # of SQLite's integers
 OWN = ("train", "eval")  # the phases whose steps are a job's own; each other one counts something of its own
 
 
@@ -105,6 +106,51 @@ def points(db: Database, job_id: str, *, since_step: int = -1, phase: str | None
         where = f" AND {_OF_OWN}"
     sql = f"SELECT {_POINT_SQL} FROM metrics WHERE job_id = ? AND step > ?{where} ORDER BY step, phase"  # noqa: S608
     return [Point._make(row) for row in tuples(db, sql, [job_id, since_step, *values])]
+
+
+class Ahead(NamedTuple):
+    """What one who follows a job has yet to see, by step, and where that takes him; `more`: there may be more of it."""
+
+    points: list[Point]
+    step: int
+    aside: float
+    more: bool
+
+
+def points_ahead(db: Database, job_id: str, *, step: int, aside: float, most: int) -> Ahead:
+    """Return about `most` points behind a place; never a part of those of one step, or of one moment.
+
+    The place is the newest of the job's own steps, and the time of the newest point of another phase: until the first
+    own step, those come too, and before it. Of a job without such steps every phase's count as its own.
+    """
+    if not has_own_steps(db, job_id):
+        found = _steps_ahead(db, job_id, "", step, most)
+        return Ahead(found, max((point.step for point in found), default=step), aside, len(found) >= most)
+    # These first: what another phase reported before the first of them is then seen below.
+    own = _steps_ahead(db, job_id, f" AND {_OF_OWN}", step, most)
+    beside = _moments_ahead(db, job_id, aside, most) if step < 0 else []
+    if len(beside) >= most:
+        own = []
+    return Ahead(
+        sorted((*beside, *own), key=lambda point: (point.step, point.phase)),
+        max((point.step for point in own), default=step),
+        max((point.ts for point in beside), default=aside),
+        len(beside) >= most or len(own) >= most,
+    )
+
+
+def _steps_ahead(db: Database, job_id: str, where: str, step: int, most: int) -> list[Point]:
+    rows = f"FROM metrics WHERE job_id = ?1 AND step > ?2{where}"
+    end = f"coalesce((SELECT step {rows} ORDER BY step LIMIT 1 OFFSET ?3 - 1), {LAST_STEP})"
+    sql = f"SELECT {_POINT_SQL} {rows} AND step <= {end} ORDER BY step, phase"
+    return [Point._make(row) for row in tuples(db, sql, [job_id, step, most])]
+
+
+def _moments_ahead(db: Database, job_id: str, ts: float, most: int) -> list[Point]:
+    rows = f"FROM metrics WHERE job_id = ?1 AND ts > ?2 AND NOT {_OF_OWN}"
+    end = f"coalesce((SELECT ts {rows} ORDER BY ts LIMIT 1 OFFSET ?3 - 1), 9e999)"
+    sql = f"SELECT {_POINT_SQL} {rows} AND ts <= {end}"
+    return [Point._make(row) for row in tuples(db, sql, [job_id, ts, most])]
 
 
 def latest_step(db: Database, job_id: str) -> int:

@@ -13,7 +13,11 @@ from store.library import Database
 
 
 class Span(NamedTuple):
-    """A worker's time on a device, in seconds since 1970; one that still works has no end."""
+    """A worker's time on a device, in seconds since 1970; one that still works has no end.
+
+    A worker's end is when it last spoke: an attempt is closed when somebody finds it dead, which after a power cut may
+    be days later.
+    """
 
     begun: float
     ended: float | None
@@ -38,8 +42,11 @@ class Run(NamedTuple):
 
 def spans(db: Database, *, since: float) -> list[Span]:
     """Return the time of the workers that had begun, as far as it ended after `since`."""
-    sql = "SELECT started_at, ended_at FROM attempts WHERE gate_opened = 1 AND coalesce(ended_at, ?) >= ?"
-    return [Span._make(row) for row in tuples(db, sql, [since, since])]
+    # Attempts of an early store have no heard_at, though they ended in their own words.
+    last = "coalesce(heard_at, CASE outcome WHEN 'lost' THEN started_at ELSE ended_at END)"
+    ended = f"min(ended_at, {last})"  # NULL while it works
+    sql = f"SELECT started_at, {ended} FROM attempts WHERE gate_opened = 1 AND coalesce({ended}, ?1) >= ?1"  # noqa: S608
+    return [Span._make(row) for row in tuples(db, sql, [since])]
 
 
 def tokens(db: Database, *, since: float) -> list[Spent]:

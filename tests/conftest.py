@@ -6,15 +6,18 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine.paths import Home
+from engine.running.supervisor import Supervisor
 from engine.service import Service
 from engine.settings import Settings
-from tests import tiny
+from fusion_tui.api.server import ApiServer
+from tests import tiny, worker
 from tests.supervised import Supervised
 
 # Two training processes that each take both cores slow each other many times over; CI has two.
@@ -53,3 +56,19 @@ def supervised(service: Service) -> Iterator[Supervised]:
     running.start()
     yield running
     running.clear_away()
+
+
+@pytest.fixture
+def served(service: Service) -> Iterator[ApiServer]:
+    """The same service with an API and a supervisor in this process, whose workers need no time to load their
+    libraries."""
+    api = ApiServer(service, "127.0.0.1", 0)
+    api.start()
+    working, stop = Supervisor(service, launch=worker.launch), threading.Event()
+    thread = threading.Thread(target=working.run, args=(stop,))
+    thread.start()
+    yield api
+    stop.set()
+    thread.join()
+    working.close()
+    api.stop()

@@ -1,24 +1,27 @@
 """Reading rows from the files that people have: JSONL, JSON, CSV, TSV, Parquet, plain text, folders of these.
 
-The rule: a file is read in pieces (but for .json, which cannot be), and whatever is wrong with it is told with the
-file's name and the row's own place in it. What a row must hold is not judged here but in `engine.data.rows`.
+The rule: a file is read in pieces of a size that has a bound (.json, which cannot be, has one itself), and whatever is
+wrong with it is told with the file's name and the row's own place in it. What a row must hold is not judged here but in
+`engine.data.rows`.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, AnyStr, NamedTuple
 
 from engine.data import rows
 from engine.errors import InvalidData
 
-# A quote that is never closed makes the rest of a table one cell; no honest cell is this long.
-CELL_AT_MOST = 64 * 1024 * 1024
+# A quote that is never closed makes the rest of a table one cell; no honest cell is this long, and no honest line.
+CELL_AT_MOST = 64 * 1024 * 1024  # bytes of a JSONL line, characters elsewhere
+JSON_AT_MOST = 256 * 1024 * 1024  # bytes of a file that stands in memory whole, many times over once it is read
 PARQUET_BATCH = 512
 # Plain text becomes rows of whole paragraphs of about this many characters: about the 1,024 tokens of a sequence.
 PASSAGE_CHARACTERS = 4000
@@ -48,20 +51,40 @@ def _size(path: Path) -> int:
     return max(path.stat().st_size, 1)
 
 
+def _each_line(path: Path, file: IO[AnyStr]) -> Iterator[AnyStr]:
+    """Yield the lines of an open file. Raises InvalidData at one that is too long, before the whole of it is read."""
+    for number in itertools.count(1):
+        line = file.readline(CELL_AT_MOST + 1)
+        if len(line) > CELL_AT_MOST:
+            raise InvalidData(
+                f"{path.name} line {number} is longer than {CELL_AT_MOST >> 20} MiB. Give each row a line of its own, "
+                "or split it.",
+                row=number,
+            )
+        if not line:
+            return
+        yield line
+
+
 def _jsonl(path: Path) -> Iterator[Record]:
     done, total = 0, _size(path)
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_each_line(path, file), start=1):
             done += len(line)
             yield Record(number, done / total, raw=line)
 
 
 def _is_jsonl(path: Path) -> bool:
-    """Say whether a .json file is in truth JSON lines: its first line is a whole object, and another follows."""
+    """Say whether a .json file is in truth JSON lines: its first line is a whole object, and another follows.
+
+    Lines are looked at in pieces: the only line of an array may be the whole file.
+    """
     with path.open("rb") as file:
-        filled = (line for line in file if line.strip())
+        filled = (piece for piece in iter(lambda: file.readline(CELL_AT_MOST + 1), b"") if piece.strip())
         try:
-            return isinstance(json.loads(next(filled, b"")), dict) and next(filled, None) is not None
+            first = next(filled, b"")
+            whole = len(first) <= CELL_AT_MOST and isinstance(json.loads(first), dict)
+            return whole and next(filled, None) is not None
         except (ValueError, RecursionError):
             return False
 
@@ -70,6 +93,11 @@ def _json(path: Path) -> Iterator[Record]:
     if _is_jsonl(path):
         yield from _jsonl(path)
         return
+    if _size(path) > JSON_AT_MOST:
+        raise InvalidData(
+            f"{path.name} is larger than {JSON_AT_MOST >> 20} MiB, too large to be read as one JSON value. "
+            "Save it as JSONL: one row a line."
+        )
     try:
         value = json.loads(path.read_bytes())
     except UnicodeDecodeError as error:
@@ -102,7 +130,7 @@ def _table(path: Path, delimiter: str) -> Iterator[Record]:
     file, share = _lines(path, newline="")
     with file:
         # Strict: otherwise a quote that is never closed silently takes in the rest of the file.
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(_each_line(path, file), delimiter=delimiter, strict=True)
         try:
             names = _cells(reader)
             if isinstance(names, str):
@@ -160,7 +188,7 @@ def _plain_text(path: Path) -> Iterator[Record]:
     begins = size = number = 0
     with file:
         try:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(_each_line(path, file), start=1):
                 blank = not line.strip()
                 if passage and ((blank and size >= PASSAGE_CHARACTERS) or size >= PASSAGE_AT_MOST):
                     yield Record(begins, share(), fields={"text": "".join(passage).rstrip()})

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from engine import atomic, catalog, manifest, pins
 from engine.errors import Conflict, EngineError, Fault, InvalidRequest, UnknownReference
-from engine.order import Start
+from engine.order import CHECKPOINTS, Start
 from engine.paths import Home
-from store import NotFound, jobs, telemetry
+from store import NotFound, Store, StoreError, jobs, states, telemetry
 from store.jobs import Job
 from store.library import Database
 from store.telemetry import Checkpoint
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FIELD = "checkpoint_id"
 FINETUNE = "finetune"  # the type of job whose checkpoints others can start from
+ORPHANED_SECONDS = 600.0  # a mark's age at which its job is no longer about to be inserted
+_HAVE_MODEL = (states.RUNNING, states.UPLOADING)  # what a job is in once it has made a model of its checkpoint
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,39 @@ def let_go(db: Database, job: Job) -> None:
     checkpoint = telemetry.find_checkpoint(db, job.checkpoint_id) if job.checkpoint_id else None
     if checkpoint:
         pins.unpin(Path(checkpoint.path), for_job=job.id)
+
+
+def follow(db: Database, job_id: str, step: int, directory: Path) -> None:
+    """Mark a checkpoint that was saved again, in this other folder, for those who start from it.
+
+    To be called before its row names that folder, so that no death comes between; the mark on the old one keeps
+    nothing that is damaged. One that is removed already is fine: who wanted it is told so at the start. Raises OSError
+    on a full disk.
+    """
+    before = telemetry.checkpoint(db, job_id, step)
+    if before is None or before.path == str(directory):
+        return
+    for job in jobs.branches(db, job_id):
+        if job.checkpoint_id == before.id and job.state not in _HAVE_MODEL:
+            try:
+                pins.pin(directory, for_job=job.id)
+            except OSError as error:
+                if atomic.is_full(error):
+                    raise
+
+
+def release_orphans(store: Store, home: Home, *, now: float) -> Iterator[None]:
+    """Take away the marks of jobs that are not there: their submit died half-way. A young one may be on its way.
+
+    It pauses after each run, for of 10,000 all take seconds.
+    """
+    for run in home.runs():
+        with suppress(OSError, StoreError):  # the next supervisor looks again
+            for mark in run.glob(f"attempt-*/{CHECKPOINTS}/step-*/{pins.FOR_JOB}*"):
+                job_id = mark.name.removeprefix(pins.FOR_JOB)
+                if now - mark.stat().st_mtime > ORPHANED_SECONDS and jobs.name_of(store.read(), job_id) is None:
+                    pins.unpin(mark.parent, for_job=job_id)
+        yield
 
 
 def is_made(home: Home, job: Job) -> bool:

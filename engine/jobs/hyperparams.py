@@ -7,6 +7,7 @@ Names and defaults are those of the fusion dialect; what that leaves open is thi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import (
@@ -87,7 +88,10 @@ class LoopHyperparams(Hyperparams):
     val_fraction: float = Field(0.05, gt=0, lt=0.9, description="Share of the rows held out for evaluation.")
     val_split: Literal["random", "last"] = Field(
         "random",
-        description="Which rows are held out: drawn at random, 500 at most; or the last of the data, all of the share.",
+        description=(
+            "Which rows are held out: drawn at random from all, 500 at most; or the last of each dataset, all of the "
+            "share."
+        ),
     )
     eval_steps: int = Field(
         0, ge=0, description="Evaluate every so many steps; 0: ten times a run, 25 steps apart or more."
@@ -119,6 +123,14 @@ class LoopHyperparams(Hyperparams):
         wanted = max(1, round(rows * self.val_fraction))
         most = DRAWN_AT_MOST if self.val_split == "random" else rows
         return max(min(wanted, most, rows - 1), 0)
+
+    def held_out_of_each(self, sizes: Sequence[int]) -> list[int]:
+        """Return how many of the last rows of each dataset are held out: of two rows or more in all, at least one."""
+        held = [self.held_out(rows) for rows in sizes]
+        if not any(held) and sum(sizes) > 1:
+            # Datasets of one row each: the last of them judges.
+            held[max(number for number, rows in enumerate(sizes) if rows)] = 1
+        return held
 
     def cycle(self, step: int) -> int:
         """Return the cycle that a step lies in, from 1; 0 for jobs without cycles."""

@@ -117,26 +117,26 @@ def _fetched_as(db: Database, reference: str) -> str | None:
 
 
 def find_version(db: Database, place: int, name: str, version: int | None) -> Dataset:
-    """Return a version of a dataset, or its newest one that is ready where none newer is on its way.
+    """Return a version of a dataset, or its newest one that is ready.
 
-    Raises UnknownReference; InvalidRequest, at `place` of the datasets, for one that is not ready.
+    Raises UnknownReference; InvalidRequest, at `place` of the datasets, where it is on its way and none is ready.
     """
-    there = [one for one in entries.datasets(db) if one.name == name and version in (None, one.version)]
+    # What becomes ready between the two looks is found by the second.
     expected = [one for one in uploads.for_datasets(db, [name]) if version in (None, one.dataset_version)]
-    newest = max(there, key=lambda one: one.version, default=None)
-    later = [one for one in expected if newest is None or (one.dataset_version or 0) > newest.version]
-    waiting = next((one for one in later if one.state in _UNDER_WAY), None if newest else next(iter(later), None))
+    there = [one for one in entries.datasets(db) if one.name == name and version in (None, one.version)]
+    if there:
+        return max(there, key=lambda one: one.version)
+    waiting = next((one for one in expected if one.state in _UNDER_WAY), next(iter(expected), None))
     if waiting:
         said = waiting.detail.get("message", "")
         message = (
             f"version {waiting.dataset_version} of the dataset {name} is {waiting.state}, not ready"
-            f"{f' ({said})' if said else ''}; wait until it is, or name another version"
+            f"{f' ({said})' if said else ''}; GET /felix/datasets/{name} says how far it is. Wait until it is ready, "
+            "or name another version"
         )
         raise InvalidRequest([Fault(("datasets", place), message, "not_ready")])
-    if newest is None:
-        of = f"version {version} of a dataset" if version else "dataset"
-        raise UnknownReference(f"There is no {of} called '{name}'. See GET /felix/datasets.")
-    return newest
+    of = f"version {version} of a dataset" if version else "dataset"
+    raise UnknownReference(f"There is no {of} called '{name}'. See GET /felix/datasets.")
 
 
 def _free_name(db: Database, wanted: str) -> str | None:

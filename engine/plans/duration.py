@@ -27,9 +27,14 @@ def steps(settings: Hyperparams, datasets: Sequence[Dataset], model: Path | None
 
     if not isinstance(settings, FinetuneHyperparams) or settings.epochs is None:
         return settings.total_steps
-    count = sum(max(each.rows, 1) for each in datasets)
-    sequences = sum(_sequences(settings, each, model) for each in datasets)
-    return settings.steps_over(max(round(sequences * (1 - settings.held_out(count) / count)), 1))
+    sizes = [max(each.rows, 1) for each in datasets]
+    sequences = [_sequences(settings, each, model) for each in datasets]
+    if settings.val_split == "last":
+        held = settings.held_out_of_each(sizes)
+        left = sum(one * (1 - out / rows) for one, out, rows in zip(sequences, held, sizes, strict=True))
+    else:
+        left = sum(sequences) * (1 - settings.held_out(sum(sizes)) / sum(sizes))
+    return settings.steps_over(max(round(left), 1))
 
 
 def _sequences(settings: FinetuneHyperparams, dataset: Dataset, model: Path | None) -> float:

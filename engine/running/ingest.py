@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from engine import journal
+from engine.jobs import branches
 from engine.journal import Record
 from engine.order import JOURNAL
 from store import Store, asked, attempts, catalog, jobs, memory_peaks, states, telemetry
@@ -265,11 +267,12 @@ _GATHERED = ("point", "log")  # and written together, later: what they hold is c
 def ingest(store: Store, attempt: Attempt) -> int:
     """Take in what an attempt's journal holds beyond its stored offset; return the number of lines read.
 
-    Raises StoreError, with nothing of the batch written.
+    Raises StoreError, and OSError on a full disk, with nothing of the batch written.
     """
     batch = journal.read(Path(attempt.directory) / JOURNAL, attempt.journal_offset)
     if batch.offset == attempt.journal_offset:
         return 0
+    _have_followed(store, attempt, batch.records)
     with store.write() as db:
         current = attempts.get(db, attempt.job_id, attempt.fence)
         if current is None or current.journal_offset != attempt.journal_offset:
@@ -294,6 +297,16 @@ def ingest(store: Store, attempt: Attempt) -> int:
             heard_at=fresh[-1].ts if fresh else current.heard_at,
         )
     return len(batch.records) + batch.damaged
+
+
+def _have_followed(store: Store, attempt: Attempt, records: Sequence[Record]) -> None:
+    """Have checkpoints that were saved again marked for those who start from them; outside the transaction, for that
+    takes the disk's time. Raises OSError on a full disk."""
+    for record in records:
+        if record.kind == "checkpoint" and record.fence == attempt.fence:
+            with suppress(*_UNFIT):  # such a line is counted as damaged
+                step, path = _count(record.data["step"]), Path(_text(record.data["path"]))
+                branches.follow(store.read(), attempt.job_id, step, path)
 
 
 def _is_sound(record: Record) -> bool:

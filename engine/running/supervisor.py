@@ -13,11 +13,12 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 from engine import atomic, process, resources
 from engine.errors import EngineError
-from engine.jobs import removal
+from engine.jobs import branches, removal
 from engine.jobs.submitting import ROOM_TO_START
 from engine.launchers import local
 from engine.plans.gate import Gate
@@ -43,6 +44,7 @@ RETRY_SECONDS = 1.0
 QUEUE_SECONDS = 1.0  # between two looks at a queue of which nothing could start
 QUEUE_LOOK = 500  # jobs looked at for one that may pass those before it
 REMOVAL_SECONDS = 5.0  # between two looks for jobs whose removal was cut short
+ORPHANS_LOOK = 50  # runs whose checkpoints are looked at in a round: some 20 ms
 BALLAST_SECONDS = 5.0  # between two looks at whether the ballast is there
 ROOM = ROOM_TO_START * 1.2  # below it no run starts
 
@@ -96,6 +98,7 @@ class Supervisor:
         self._ballast_looked = float("-inf")
         for folder in (service.home.root / name for name in ("runs", "models", "datasets", "cache")):
             atomic.sweep(folder)
+        self._orphans = branches.release_orphans(self._store, service.home, now=clock())
 
     def _take_lock(self) -> int:
         # Python's descriptors are close-on-exec: a worker that inherited this one would hold the lock for ever.
@@ -147,7 +150,7 @@ class Supervisor:
                 self._with_ballast(self._attend, attempt)
             except Exception as error:  # noqa: BLE001  (kept, and raised below)
                 failure = error
-        for work in (self._start_queued, self._remove):
+        for work in (self._start_queued, self._remove, self._release_orphans):
             try:
                 self._with_ballast(work)
             except Exception as error:  # noqa: BLE001  (as above)
@@ -260,13 +263,27 @@ class Supervisor:
             process.send(identity, signal.SIGKILL, group=True)
 
     def _remove(self) -> None:
-        """Remove the jobs that were to go as soon as nothing works on them."""
+        """Remove the jobs that were to go as soon as nothing works on them.
+
+        Raises what one of these raised, after all of them had their turn.
+        """
         if self._monotonic() - self._removals_looked < REMOVAL_SECONDS:
             return
         self._removals_looked = self._monotonic()
+        failure: Exception | None = None
         for job_id in asked.going(self._store.read()):
-            gone = removal.carry_out(self._store, self.service.home, job_id, now=self._clock())
-            log.info("job %s: %s", job_id, "removed, as asked" if gone else "not removed; its history says why")
+            try:
+                gone = removal.carry_out(self._store, self.service.home, job_id, now=self._clock())
+                log.info("job %s: %s", job_id, "removed, as asked" if gone else "not removed; its history says why")
+            except Exception as error:  # noqa: BLE001  (kept, and raised below)
+                failure = failure or error
+        if failure:
+            raise failure
+
+    def _release_orphans(self) -> None:
+        """Go on with the look at all runs' checkpoints that each supervisor takes once."""
+        for _ in islice(self._orphans, ORPHANS_LOOK):
+            pass
 
     # The queue ----------------------------------------------------------------------------------------------------
 

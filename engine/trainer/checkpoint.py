@@ -36,7 +36,8 @@ class LoopState:
     `step` optimiser steps are done, `skipped` of them without an update; `tokens` without padding; `seconds` on the
     device over all attempts; `rung` is where on the ladder down from an out-of-memory the run stands; `lr_scale`
     multiplies the learning rate; `best_loss` is the lowest evaluation loss at a checkpoint so far, that of `best_step`;
-    `stale` counts the evaluations since the lowest loss of all, `lowest`.
+    `stale` counts the evaluations since the lowest loss of all, `lowest`; `owed`: the evaluation of `step` was left,
+    for the run was asked to stop, and comes before the next step.
     """
 
     step: int = 0
@@ -54,6 +55,7 @@ class LoopState:
     best_step: int = 0
     lowest: float | None = None
     stale: int = 0
+    owed: bool = False
     curve: list[tuple[int, float]] = field(default_factory=list)
     samples: dict[str, str] = field(default_factory=dict)
 
@@ -159,10 +161,11 @@ def _verify(directory: Path) -> None:
 
 
 def _thin_quarantine(roots: Sequence[Path]) -> None:
-    """Of the damaged checkpoints keep that of the highest step, in which most work lies; and those pinned."""
+    """Of the damaged checkpoints keep that of the highest step, in which most work lies; and those that their user
+    pinned. Nobody starts from a damaged one."""
     found = [path for root in roots for path in sorted(root.glob(f"step-*{QUARANTINE}"))]
     for path in sorted(found, key=lambda path: path.name, reverse=True)[1:]:
-        if not pins.is_pinned(path):
+        if not pins.is_pinned_by_user(path):
             atomic.remove_tree(path)
 
 

@@ -47,6 +47,15 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float16 if device.type == "cuda" else torch.float32
 
 
+def frozen_dtype(stored: str, device: str) -> torch.dtype:
+    """Return the dtype in which to hold, on `device`, weights that stay as they are and are `stored` as fp16, bf16, ….
+
+    On a card fp16 stays fp16: what a short training added to a weight is often less than half a step of bf16 there.
+    """
+    chosen = torch.device(device)
+    return torch.float16 if stored == "fp16" and chosen.type == "cuda" else compute_dtype(chosen)
+
+
 def multiplied_in(model: torch.nn.Module, device: torch.device) -> torch.dtype:
     """Return the dtype in which `model` multiplies: that of its weights, or of the device where they learn in fp32."""
     held = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
@@ -55,9 +64,10 @@ def multiplied_in(model: torch.nn.Module, device: torch.device) -> torch.dtype:
 
 def autocast(model: torch.nn.Module, device: torch.device) -> torch.autocast:
     """Return the context in which `model` multiplies in 16 bits where weights are kept in fp32 to learn: all of them,
-    or what was grown beside frozen ones in 16 bits, which says so by an attribute called MIXED."""
+    or what was grown beside frozen ones in 16 bits, in the type of those, which says so by an attribute called MIXED.
+    """
     held = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    dtype = compute_dtype(device)
+    dtype = multiplied_in(model, device)
     mixed = held == torch.float32 or getattr(model, MIXED, False)
     return torch.autocast(device.type, dtype, enabled=mixed and dtype != torch.float32)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,21 +13,55 @@ from engine.data.rows import Row
 from engine.trainer import device as devices
 from engine.trainer.data.batch import Document
 from engine.trainer.objective import Objective
+from engine.trainer.reporter import Reporter
+from engine.trainer.run import StopFlag, Stopped
 
 SAMPLE_TOKENS = 48
+TELL_EVERY_S = 5.0
+
+Between = Callable[[int, int], object]
+
+
+def watched(activity: str, reporter: Reporter, stop: StopFlag) -> Between:
+    """Say what is being done; return what to call between batches, with the sequences done and those of all.
+
+    It tells now and then how far the evaluation is, and raises Stopped where the run is asked to stop: held-out rows
+    may be so many that nobody would wait for their end.
+    """
+    reporter.activity(activity)
+    told = time.monotonic()
+
+    def heard(done: int, whole: int) -> None:
+        nonlocal told
+        if stop.requested:
+            raise Stopped
+        if time.monotonic() - told >= TELL_EVERY_S:
+            told = time.monotonic()
+            reporter.activity(f"{activity} ({done:,} of {whole:,} sequences)")
+
+    return heard
 
 
 @torch.no_grad()
-def mean_loss(objective: Objective, sequences: Sequence[list[Document]], size: int) -> float:
-    """Return the mean cross-entropy per target token in nats, `size` sequences at a time; exp of it is perplexity."""
+def mean_loss(
+    objective: Objective, sequences: Sequence[list[Document]], size: int, between: Between | None = None
+) -> float:
+    """Return the mean cross-entropy per target token in nats, `size` sequences at a time; exp of it is perplexity.
+
+    `between` is called between two batches; what it raises ends the evaluation and leaves the model as it was.
+    """
     training = objective.model.training
     objective.model.eval()
     total, count = 0.0, 0
-    for start in range(0, len(sequences), size):
-        batch = objective.collate(sequences[start : start + size])
-        total += float(objective.summed(batch))
-        count += batch.target_count
-    objective.model.train(training)
+    try:
+        for start in range(0, len(sequences), size):
+            if start and between:
+                between(start, len(sequences))
+            batch = objective.collate(sequences[start : start + size])
+            total += float(objective.summed(batch))
+            count += batch.target_count
+    finally:
+        objective.model.train(training)
     return total / max(count, 1)
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine import atomic, journal, manifest, pins
 from engine.jobs.hyperparams import LoopHyperparams
@@ -28,9 +28,7 @@ from engine.trainer.step import Step, climb_down, probe, train_step
 def save(run: Run, state: LoopState, lr: float) -> None:
     """Publish a checkpoint of `state`, report it, and remove those that need not be kept."""
     run.reporter.state("checkpointing", f"saving step {state.step}")
-    # The best of those that are saved, by the newest held-out loss at each: what is not saved cannot be kept.
-    if state.eval_loss is not None and (state.best_loss is None or state.eval_loss < state.best_loss):
-        state.best_loss, state.best_step = state.eval_loss, state.step
+    note_best(state)
     epoch = state.step * run.settings.batch_size * run.settings.grad_accum / len(run.corpus.training)
     facts = {
         "step": state.step,
@@ -55,17 +53,39 @@ def save(run: Run, state: LoopState, lr: float) -> None:
     run.reporter.state("running", "training")
 
 
+def note_best(state: LoopState) -> None:
+    """Take note of a checkpoint of this step, if it is the best so far.
+
+    The best of those that are saved, by the newest held-out loss at each: what is not saved cannot be kept.
+    """
+    if state.eval_loss is not None and (state.best_loss is None or state.eval_loss < state.best_loss):
+        state.best_loss, state.best_step = state.eval_loss, state.step
+
+
+def leave(run: Run, state: LoopState) -> NoReturn:
+    """End a run that was asked to stop: raise Stopped, with its state saved.
+
+    After a no-number the weights may be spoilt: the checkpoint before is the better one.
+    """
+    if state.step and not state.guard.no_numbers:
+        save(run, state, _rate(run.settings, state, state.step))
+    raise Stopped
+
+
 def report(run: Run, directory: Path) -> None:
     """Tell of a published checkpoint, by what its manifest says."""
     run.reporter.checkpoint(directory, manifest.load(directory).facts, checkpoint.size_of(directory))
 
 
 def evaluate_now(run: Run, state: LoopState, activity: str) -> dict[str, Any]:
-    """Measure the held-out loss into `state`; return its telemetry point."""
-    run.reporter.activity(activity)
+    """Measure the held-out loss into `state`; return its telemetry point.
+
+    Raises Stopped, with `state` as it was, where the run is asked to stop meanwhile; Diverged.
+    """
+    between = evaluate.watched(activity, run.reporter, run.stop)
     while True:
         try:
-            loss = evaluate.mean_loss(run.objective, run.corpus.validation, state.rung.batch_size)
+            loss = evaluate.mean_loss(run.objective, run.corpus.validation, state.rung.batch_size, between)
             break
         except Exception as error:
             if not ladder.is_out_of_memory(error):
@@ -91,6 +111,35 @@ def improved(run: Run, state: LoopState) -> bool:
     state.lowest = state.eval_loss if better else state.lowest
     state.stale = 0 if better else state.stale + 1
     return better
+
+
+def judge(run: Run, state: LoopState) -> tuple[list[dict[str, Any]], bool]:
+    """Evaluate at this step; return its point, and whether early stopping takes it for the best.
+
+    Where the run is asked to stop meanwhile there is no point, and the state owes the evaluation.
+    """
+    try:
+        point = evaluate_now(run, state, f"evaluating at step {state.step}")
+    except Stopped:
+        state.owed = True
+        return [], False
+    state.guard.no_numbers = 0  # the weights gave a number: they are sound
+    return [point], improved(run, state) and run.settings.early_stopping_patience > 0
+
+
+def make_good(run: Run, state: LoopState) -> None:
+    """Make the evaluation that the state owes, if it does, with all that follows from it; its checkpoint stands.
+
+    Raises Stopped where the run is asked to stop meanwhile, and the checkpoint goes on owing it; Diverged.
+    """
+    if not state.owed:
+        return
+    run.reporter.points([evaluate_now(run, state, f"evaluating at step {state.step}")])
+    state.owed = False
+    improved(run, state)
+    note_best(state)
+    if run.settings.ends_cycle(state.step) and run.on_cycle:
+        run.on_cycle(state)
 
 
 def skip(run: Run, state: LoopState, step: int, done: Step) -> LoopState:
@@ -154,12 +203,10 @@ def train(run: Run, state: LoopState) -> LoopState:
     before, first, saved = state.seconds, state.step, 0.0
     begin(run, state)
     probe(run, state)
+    make_good(run, state)
     while state.step < settings.total_steps and not has_enough(run, state):
         if run.stop.requested:
-            # After a no-number the weights may be spoilt: the checkpoint before is the better one.
-            if state.step and not state.guard.no_numbers:
-                save(run, state, _rate(settings, state, state.step))
-            raise Stopped
+            leave(run, state)
         step = state.step + 1
         rate = _rate(settings, state, step)
         started = time.monotonic()
@@ -170,6 +217,7 @@ def train(run: Run, state: LoopState) -> LoopState:
             earlier = skip(run, state, step, done)
             if earlier is not state:
                 state, before, begun, first = earlier, earlier.seconds, time.monotonic(), earlier.step
+                make_good(run, state)
                 continue
         state.step = step
         state.train_loss = done.loss if math.isfinite(done.loss) else state.train_loss
@@ -196,12 +244,13 @@ def train(run: Run, state: LoopState) -> LoopState:
         cycle_ends = settings.ends_cycle(step)
         if last or ((step % settings.eval_interval == 0 or cycle_ends) and not state.guard.no_numbers):
             # Before the step's own point, so that who asks for "newer than this step" has both or neither.
-            points.insert(0, evaluate_now(run, state, f"evaluating at step {step}"))
-            state.guard.no_numbers = 0  # the weights gave a number: they are sound
-            best = improved(run, state) and settings.early_stopping_patience > 0
+            evaluated, best = judge(run, state)
+            points = [*evaluated, point]
         # Saves and evaluations are part of what is left, so the estimate is over the wall clock.
         point["eta_s"] = (time.monotonic() - begun) / (step - first) * (settings.total_steps - step)
         run.reporter.points(points)
+        if state.owed:
+            leave(run, state)
         saving = time.monotonic()
         # A run of no-numbers may mean that the weights are spoilt: such a state is never the newest checkpoint.
         ends = last or cycle_ends or has_enough(run, state)
@@ -228,6 +277,8 @@ def take_best(run: Run, state: LoopState) -> LoopState:
         return state
     best = checkpoint.restore(directory, run.model, run.optimizer)
     run.reporter.log(f"The model is that of step {best.step}, whose held-out loss is the lowest.")
+    # That of the checkpoint is of before, where the evaluation of its step was left and made by a later attempt.
+    best.eval_loss = state.best_loss
     # What was spent is spent; what is published is the best.
     best.seconds, best.tokens, best.curve, best.samples = state.seconds, state.tokens, state.curve, state.samples
     return best

@@ -14,10 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from engine import atomic
+from engine.data import importing
 from engine.errors import Unsupported
 from engine.trainer import device as devices
 from engine.trainer.contract import targeted
 from engine.trainer.data.corpora import CHATML
+
+LOOKED_AT = "What is the sum of one and two? It is three."  # to see which type of 16 bits the activations fit
 
 
 def load_tokenizer(folder: Path, **source: Any) -> Any:
@@ -41,6 +44,18 @@ def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
     return targeted.loader(folder).from_pretrained(
         folder, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True
     )
+
+
+def load_frozen(folder: Path, device: torch.device) -> Any:
+    """Load a model whose weights stay as they are onto `device`. Raises OSError, ValueError, InvalidData."""
+    usual = devices.compute_dtype(device)
+    dtype = devices.frozen_dtype(importing.inspect_model(folder).precision, str(device))
+    model = load_model(folder, dtype).to(device)
+    if dtype != usual:
+        # Files in fp16 may be of a model that was made in bf16, whose activations go beyond it.
+        fits = sixteen_bits(model.eval(), load_tokenizer(folder)(LOOKED_AT).input_ids, device) == dtype
+        model = model if fits else model.to(usual)
+    return model
 
 
 def load_4bit(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:

@@ -49,15 +49,16 @@ def read(order: Order, settings: LoopHyperparams, reporter: Reporter) -> Prepare
 def load(order: Order, settings: LoopHyperparams, reporter: Reporter, device: torch.device) -> Any:
     """Load the order's model onto the device, as the settings want it held. Raises what loading raises."""
     reporter.activity("loading the model")
-    folder, dtype = Path(order.model_path), devices.compute_dtype(device)
+    folder = Path(order.model_path)
     torch.manual_seed(settings.seed)
     if not settings.frozen_base:
         # Weights that learn are kept in fp32: 16 bits have too few digits for small updates to add up.
         model = models.load_model(folder, torch.float32).to(device)
     elif settings.load_in_4bit:
-        model = models.load_4bit(folder, dtype, device)
+        # The type of what is not in 4 bits: those round far more away than it does.
+        model = models.load_4bit(folder, devices.compute_dtype(device), device)
     else:
-        model = models.load_model(folder, dtype).to(device)
+        model = models.load_frozen(folder, device)
     told = kernels.liger(model, device)
     if told:
         reporter.log(told)

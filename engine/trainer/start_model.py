@@ -21,7 +21,6 @@ from engine.trainer import checkpoint, lora, models
 from engine.trainer.publish import staged_for
 from engine.trainer.reporter import Reporter
 
-LOOKED_AT = "What is the sum of one and two? It is three."  # to see which type of 16 bits the activations fit
 CPU = torch.device("cpu")
 
 
@@ -90,6 +89,6 @@ def _learned(model: Any, start: Start, settings: FinetuneHyperparams, staged: Pa
     if not full:
         model = lora.add_adapters(model, settings)
     checkpoint.restore_weights(Path(start.directory), model)
-    ids = _tokenizer(start)(LOOKED_AT).input_ids
+    ids = _tokenizer(start)(models.LOOKED_AT).input_ids
     dtype = models.sixteen_bits(model.eval(), ids, CPU)
     return (model if full else lora.merged(model, Path(start.model_path), staged / "adapter", dtype)), dtype

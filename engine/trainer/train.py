@@ -123,14 +123,14 @@ def judge(grown: Grown, objective: Objective, own: list[list[int]], work: Work) 
     reporter.event("grow", **asdict(kept))
     kept.check()
     judged = documents(own)
-    reporter.activity("evaluating the model as it was")
+    between = evaluate.watched("evaluating the model as it was", reporter, work.stop)
     shown, prompt = evaluate.sample_prompt(ready.tokenizer, ready.corpus.validation_rows[0])
     with grown.original() as original:
-        before = evaluate.mean_loss(objective, ready.corpus.validation, 1)
+        before = evaluate.mean_loss(objective, ready.corpus.validation, 1, between)
         own_before = evaluate.mean_loss(objective, judged, 1)
         sample = evaluate.sample(original, ready.tokenizer, prompt, ready.device)
-    reporter.activity("evaluating the grown model")
-    after = evaluate.mean_loss(objective, ready.corpus.validation, 1)
+    between = evaluate.watched("evaluating the grown model", reporter, work.stop)
+    after = evaluate.mean_loss(objective, ready.corpus.validation, 1, between)
     facts = {
         **asdict(kept),
         "loss_before": before,
@@ -196,8 +196,8 @@ def rounded(run: Run, state: LoopState) -> torch.dtype:
     dtype = models.sixteen_bits(run.model, run.corpus.validation[0][0].ids, run.device)
     for parameter in trained_parameters(run.model).values():
         parameter.copy_(parameter.to(dtype))
-    run.reporter.activity("evaluating the model as it is saved")
-    state.eval_loss = evaluate.mean_loss(run.objective, run.corpus.validation, state.rung.batch_size)
+    between = evaluate.watched("evaluating the model as it is saved", run.reporter, run.stop)
+    state.eval_loss = evaluate.mean_loss(run.objective, run.corpus.validation, state.rung.batch_size, between)
     return dtype
 
 

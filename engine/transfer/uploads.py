@@ -146,19 +146,21 @@ class Uploads:
     ) -> Dataset:
         """Make an uploaded file a new version of `name`. Where that fails the file stays, to be registered otherwise.
 
-        Raises NotFound, Conflict, and what `catalog.add_dataset` raises.
+        Raises NotFound, Conflict, DiskFailed, and what `catalog.add_dataset` raises.
         """
         catalog.check_name(name)
         catalog.check_format(form)
-        upload, hold = self._begin(upload_id, named=False)
-        try:
-            return self._import(upload, name, form=form, drop_bad=drop_bad, progress=progress)
-        except BaseException:
-            with suppress(StoreError):  # the lock tells it, too
-                self._move(upload, AT_WORK, rows.UPLOADED)
-            raise
-        finally:
-            hold.release()
+        with atomic.telling(f"registering {name}", self._home.root):
+            upload, hold = self._begin(upload_id, named=False)
+            try:
+                return self._import(upload, name, form=form, drop_bad=drop_bad, progress=progress)
+            except BaseException:
+                # The lock tells it, too; and where the state is another by now, that one is true.
+                with suppress(StoreError, Conflict):
+                    self._move(upload, AT_WORK, rows.UPLOADED)
+                raise
+            finally:
+                hold.release()
 
     def process(self, upload_id: str, *, form: str | None = None, drop_bad: bool = False) -> Upload:
         """Have an uploaded file made the version that is kept for it, after those that came before.
@@ -178,6 +180,9 @@ class Uploads:
             raise Conflict(f"The upload {upload.id} becomes a dataset by {way}.")
         hold = self._hold(upload)
         try:
+            upload = rows.get(self._store.read(), upload_id)  # as it is now that nobody else works on it
+            if upload.state == rows.UPLOADING:  # a crash may have come when the file had its name, but no state yet
+                raise Conflict(f"The file of the upload {upload.id} was broken off. PUT it to its address again.")
             if not self._file(upload).is_file() and upload.state != rows.READY:
                 raise Conflict(f"No file has come for the upload {upload.id} yet. PUT it to its address first.")
             self._move(upload, (rows.UPLOADED, rows.FAILED, *AT_WORK), rows.CONVERTING)
@@ -200,7 +205,8 @@ class Uploads:
         entry = catalog.dataset_entry(upload.id, name, found, copy, source=upload.filename, now=self._clock())
         entry = dataclasses.replace(entry, version=upload.dataset_version or 0)
         dataset = catalog.enter(self._store, self._home, entry, within=ready)
-        atomic.remove_tree(self._home.upload(upload.id))
+        with suppress(OSError):  # the dataset is there; `sweep` removes what is left of its upload
+            atomic.remove_tree(self._home.upload(upload.id))
         return dataset
 
     def _convert(self, upload: Upload, hold: Hold, form: str | None, drop_bad: bool) -> None:

@@ -84,7 +84,7 @@ _MEANINGS = {
     421: "The Host header names another server.",
     422: "Fields that do not fit.",
     429: "Too many requests; Retry-After says when the next will be let through.",
-    503: "The store is busy or cannot be written, or there is no disk space.",
+    503: "The store is busy or cannot be written, there is no disk space, or too many wait already.",
 }
 
 

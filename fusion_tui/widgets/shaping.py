@@ -57,7 +57,10 @@ def _grown(payload: Mapping[str, Any], _: Sequence[Point]) -> Layers:
 
 def _contracted(payload: Mapping[str, Any], aside: Sequence[Point]) -> Layers:
     layout, processed = payload["layout"], [int(layer) for layer in payload["layers"]]
-    damage = {point.step - 1: _finite(point.loss) for point in aside if point.phase == "prune"}
+    first = int(payload.get("steps_after", 0)) + 1  # the step of the first layer's point
+    damage = {
+        point.step - first: _finite(point.loss) for point in aside if point.phase == "prune" and point.step >= first
+    }
     scores = dict(enumerate(map(_finite, payload["scores"])))
     size = max([len(scores), *(layer + 1 for layer in (*processed, *damage))])
     title = "damage: share of the MLP's output lost"

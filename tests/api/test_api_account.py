@@ -48,10 +48,19 @@ Ran = Callable[..., str]
 
 @pytest.fixture
 def ran(service: Service) -> Ran:
-    """Make a job that was submitted at a time, with workers from and to, and a result or telemetry."""
+    """Make a job that was submitted at a time, with workers from and to, and a result or telemetry.
+
+    Each worker last spoke at its end, or as `heard` says.
+    """
 
     def make(
-        at: float, *workers: tuple[float, float | None], tokens: int = 0, result: bool = False, **columns: object
+        at: float,
+        *workers: tuple[float, float | None],
+        tokens: int = 0,
+        result: bool = False,
+        heard: float | None = -1.0,
+        outcome: str = "lost",
+        **columns: object,
     ) -> str:
         job_id = str(uuid.uuid4())
         with service.store.write() as db:
@@ -64,9 +73,9 @@ def ran(service: Service) -> Ran:
             for fence, (begun, ended) in enumerate(workers, start=1):
                 db.conn.execute("UPDATE jobs SET started_at = ?, fence = ? WHERE id = ?", [begun, fence, job_id])
                 attempts.begin(db, job_id, fence, device="cpu", directory="/d", start_step=0, now=begun)
-                attempts.update(db, job_id, fence, gate_opened=1)
+                attempts.update(db, job_id, fence, gate_opened=1, heard_at=ended if heard == -1.0 else heard)
                 if ended is not None:
-                    attempts.close(db, job_id, fence, outcome="lost", detail=None, now=ended)
+                    attempts.close(db, job_id, fence, outcome=outcome, detail=None, now=ended)
             last = (workers or ((at, None),))[-1]
             if result:
                 told = {"tokens_processed": tokens, "gpu_seconds": (last[1] or NOW) - last[0]}
@@ -111,6 +120,25 @@ def test_time_tokens_cost_and_jobs_fall_on_their_days(http, ran):
     assert usage["total_cost_usd"] == 7.0
     whole = http.get("/api/usage?days=366").json()
     assert (whole["total_gpu_minutes"], whole["total_tokens"]) == (210 + 24 * 60, 579)
+
+
+def test_a_machine_that_was_off_costs_nothing_until_the_dead_worker_is_found(http, ran):
+    friday = NOW - 60 * HOUR
+
+    def minutes() -> float:
+        return float(http.get("/usage?days=7").json()["total_gpu_minutes"])
+
+    ran(friday, (friday, NOW), heard=friday + HOUR)
+    assert minutes() == 60
+    ran(friday, (friday, NOW), heard=friday + HOUR, outcome="cancelled")  # stopped before it was found
+    assert minutes() == 120
+    ran(friday, (friday, NOW), heard=None)  # it never said a word
+    assert minutes() == 120
+    ran(NOW - HOUR, (NOW - HOUR, NOW - HOUR / 2), heard=NOW)  # the clock was set
+    assert minutes() == 150
+    ran(friday, (friday, friday + HOUR), heard=None, outcome="completed")  # of a store that did not keep it
+    assert minutes() == 210
+    assert http.get("/usage?days=1").json()["total_gpu_minutes"] == 30
 
 
 def test_what_a_deleted_job_took_is_gone(http, service, ran):

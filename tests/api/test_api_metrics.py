@@ -47,5 +47,5 @@ def test_an_unknown_job_has_no_thinned_curve(http):
 def test_what_is_written_quickly_is_what_the_model_says():
     points = [*curve(3, spike=2), Point(4, "train", 1e9, loss=math.inf, lr=math.nan, tokens=5, cycle=2)]
     slowly = answers.Metrics.of("job", points, 9).model_dump_json()
-    assert json.loads(metrics._written("job", Thinned(tuple(points), 9))) == json.loads(slowly)
-    assert json.loads(metrics._written("job", Thinned((), 9)))["latest_step"] == 9
+    assert json.loads(metrics.written_points("job", Thinned(tuple(points), 9))) == json.loads(slowly)
+    assert json.loads(metrics.written_points("job", Thinned((), 9)))["latest_step"] == 9

@@ -13,7 +13,7 @@ from engine.service import Service
 from store import catalog
 from tests.api.conftest import DATA, Payload
 
-MORE = replace(DATA, id="00000000-0000-4000-8000-000000000077", name="more")
+MORE = replace(DATA, id="00000000-0000-4000-8000-000000000077", name="more", sha256="1" * 64)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from engine.service import Service
+from fusion_tui.api import following
 from fusion_tui.api.server import ApiServer
 from store import jobs, states, telemetry
 from store.telemetry import Point
@@ -150,6 +151,42 @@ def test_points_of_other_phases_come_once(http, service, running):
         assert stream.next()[0] == "log"
         report(service, running, 1)
         assert [point["phase"] for point in stream.next()[1]["points"]] == ["train"]
+
+
+def test_without_a_place_nothing_old_comes_of_other_phases_either(http, service, api, running):
+    with service.store.write() as db:
+        telemetry.add_points(db, running, 0, [Point(7, "grow", 3.0, loss=1.0)])
+    with opened(http, running) as stream:
+        eventually(lambda: listening(api) == 1)
+        with service.store.write() as db:
+            telemetry.add_points(db, running, 0, [Point(8, "grow", 4.0, loss=1.0)])
+        assert [point["step"] for point in stream.next()[1]["points"]] == [8]
+
+
+def test_a_long_curve_comes_in_parts_and_the_end_behind_them(http, service, running):
+    count = 2 * following.MOST_POINTS + 1
+    with service.store.write() as db:
+        grown = [Point(step, "grow", float(step)) for step in (1, 2)]
+        telemetry.add_points(db, running, 0, [*grown, *(Point(n, "train", 9.0) for n in range(1, count + 1))])
+    finish(service, running)
+    told = []
+    with opened(http, running, "?since_step=-1&since=0") as stream:
+        while (event := stream.next()) and event[0] != "end":
+            told += [event[1]["points"]] if event[0] == "metrics" else []
+        assert stream.next() is None
+    assert [len(points) for points in told] == [following.MOST_POINTS + 2, following.MOST_POINTS, 1]
+    assert [point["step"] for points in told for point in points if point["phase"] == "train"] == [*range(1, count + 1)]
+
+
+def test_a_key_that_is_revoked_loses_its_streams(service, api, bare, running, key_with):
+    narrow = key_with("read")
+    key = service.authenticate(narrow["X-API-Key"])
+    with opened(bare, running, **narrow) as stream:
+        eventually(lambda: listening(api) == 1)
+        service.revoke_key(key.id)
+        eventually(lambda: listening(api) == 0, within=5, what="the stream ends")
+        assert stream.next() is None
+    assert bare.get(f"/jobs/{running}", headers=narrow).status_code == 401
 
 
 def test_a_comment_comes_when_nothing_else_does(http, running, monkeypatch):

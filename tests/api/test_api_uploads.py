@@ -307,6 +307,51 @@ def test_what_a_crash_broke_off_is_told_as_that_and_can_be_done_again(clocked):
     assert service.uploads.register(upload.id, "a").rows == 2
 
 
+def test_a_file_that_a_crash_left_without_its_state_is_to_be_sent_again_and_can_be(clocked):
+    service, _ = clocked
+    plain, named = (
+        service.uploads.expect("a.jsonl", ""),
+        service.uploads.expect("b.jsonl", "", name="b", kind="decoder"),
+    )
+    ways = {
+        plain.id: lambda: service.uploads.register(plain.id, "a"),
+        named.id: lambda: service.uploads.process(named.id),
+    }
+    for upload_id, way in ways.items():
+        reception = service.uploads.receive(upload_id, None)
+        reception.write(b'{"text": "old"}\n')
+        reception.finish()
+        with service.store.write() as db:  # as before the commit, and nobody who works on it
+            uploads.move(db, upload_id, before=("uploaded",), to="uploading", now=1.0)
+        assert service.uploads.get(upload_id).state == "initialized"
+        with pytest.raises(Conflict, match=r"broken off\. PUT it to its address again"):
+            way()
+        again = service.uploads.receive(upload_id, None)
+        again.write(ROWS)
+        again.finish()
+        way()
+    eventually(lambda: service.uploads.get(named.id).state == "ready", within=10)
+    assert [service.dataset(name).rows for name in "ab"] == [2, 2]
+
+
+def test_a_disk_that_fails_at_any_call_of_a_registration_tells_the_truth_about_it(http, bare, service):
+    number = calls = 0
+    told = set()
+    while calls >= number:
+        number += 1
+        asked, name = presign(http), f"failing-{number}"
+        assert bare.put(asked["url"], content=ROWS).status_code == 200
+        with faults.at(number, faults.fail(errno.EIO)) as count:
+            answer = http.post("/datasets", json={"name": name, "upload_id": asked["upload_id"]})
+        calls = count.calls
+        there = [entry["name"] for entry in http.get("/datasets").json()]
+        assert (answer.status_code == 201) == (name in there), answer.text
+        assert service.uploads.get(asked["upload_id"]).state == ("ready" if name in there else "uploaded")
+        told.add(answer.status_code)
+    assert calls > 5
+    assert told == {201, 503}
+
+
 def _on_a_full_disk(folder: Path) -> None:
     service = Service(Home(folder / "data"), config=Settings())
     server = ApiServer(service, "127.0.0.1", 0)

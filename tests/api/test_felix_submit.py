@@ -243,15 +243,19 @@ def test_a_model_that_is_not_there_is_answered_400(felix, reference):
 
 def test_several_datasets_are_read_in_the_given_order(felix, http, service):
     with service.store.write() as db:
-        second = catalog.add_dataset(db, replace(DATA, id=str(uuid.uuid4())))
-        other = catalog.add_dataset(db, replace(DATA, id=str(uuid.uuid4()), name="other"))
-    asked = [{"name": "other"}, {"name": DATA.name, "version": 1}, {"name": DATA.name, "version": second.version}]
+        old = catalog.add_dataset(db, replace(DATA, id=str(uuid.uuid4()), name="other", sha256="1" * 64))
+        other = catalog.add_dataset(db, replace(DATA, id=str(uuid.uuid4()), name="other", sha256="2" * 64))
+        third = catalog.add_dataset(db, replace(DATA, id=str(uuid.uuid4()), name="third", sha256="3" * 64))
+    asked = [{"name": "other"}, {"name": DATA.name, "version": 1}, {"name": "third"}]
     record = submit(felix, datasets=asked)
-    assert record["datasets"] == [{"version": 1, **each} for each in asked]
+    assert [each["name"] for each in record["datasets"]] == ["other", DATA.name, "third"]
+    assert [each["version"] for each in record["datasets"]] == [other.version, 1, 1]
     assert http.get(f"/jobs/{record['id']}").json()["dataset_id"] == other.id
-    assert service.job(record["id"]).more_dataset_ids == (DATA.id, second.id)
-    twice = felix.post("/training-jobs", json=request(datasets=[{"name": "other"}] * 2))
-    assert set(faults(twice)) == {("body", "datasets", 1)}
+    assert service.job(record["id"]).more_dataset_ids == (DATA.id, third.id)
+    for version in (other.version, old.version):
+        both = [{"name": "third"}, {"name": "other"}, {"name": "other", "version": version}]
+        found = faults(felix.post("/training-jobs", json=request(datasets=both)))
+        assert set(found) == {("body", "datasets", 2)}
 
 
 @pytest.mark.parametrize("asked", [{"name": "nothing"}, {"name": DATA.name, "version": 77}])
@@ -261,17 +265,28 @@ def test_a_dataset_that_is_not_there_is_answered_400(felix, asked):
     assert asked["name"] in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("state", ["initialized", "uploading", "converting", "failed"])
+def test_the_newest_version_that_is_ready_is_taken_whatever_becomes_of_a_newer_one(felix, service, state):
+    expected = {"filename": "x.jsonl", "content_type": "", "dataset_type": "decoder", "now": 9.0}
+    name, detail = f"held-up-{state}", {"message": "no room"}
+    with service.store.write() as db:
+        catalog.add_dataset(db, replace(DATA, id=str(uuid.uuid4()), name=name))
+        later = uploads.add(db, id=str(uuid.uuid4()), dataset_name=name, **expected)
+        uploads.move(db, later.id, before=[uploads.INITIALIZED], to=state, now=10.0, detail=detail)
+    assert submit(felix, datasets=[{"name": name}])["datasets"] == [{"name": name, "version": 1}]
+    fault = faults(felix.post("/training-jobs", json=request(datasets=[{"name": name, "version": 2}])))
+    told = fault["body", "datasets", 0]["msg"]
+    assert (f"is {state}, not ready (no room)" in told, f"GET /felix/datasets/{name}" in told) == (True, True)
+
+
 def test_a_dataset_that_is_not_ready_is_refused_with_its_state(felix, service):
     expected = {"filename": "x.jsonl", "content_type": "", "dataset_type": "decoder", "now": 9.0}
     with service.store.write() as db:
         catalog.add_dataset(db, replace(DATA, id=str(uuid.uuid4()), name="growing"))
         later = uploads.add(db, id=str(uuid.uuid4()), dataset_name="growing", **expected)
         uploads.add(db, id=str(uuid.uuid4()), dataset_name="coming", **expected)
-    # One that was only announced holds nobody up who asks for the newest.
-    assert submit(felix, datasets=[{"name": "growing"}])["datasets"][0]["version"] == 1
-    with service.store.write() as db:
         uploads.move(db, later.id, before=[uploads.INITIALIZED], to=uploads.CONVERTING, now=10.0)
-    states = {("growing", None): "converting", ("growing", 2): "converting", ("coming", None): "initialized"}
+    states = {("growing", 2): "converting", ("coming", None): "initialized"}
     for (name, version), state in states.items():
         found = faults(felix.post("/training-jobs", json=request(datasets=[{"name": name, "version": version}])))
         assert state in found["body", "datasets", 0]["msg"]

@@ -15,9 +15,9 @@ import pytest
 from engine.paths import Home
 from engine.service import Service
 from engine.settings import Settings
+from fusion_tui.api.server import ApiServer
 from tests import tiny
 from tests.api.felix import client
-from tests.supervised import Supervised
 
 LOADS = """
 import sys, torch
@@ -40,14 +40,12 @@ def service(tmp_path: Path, tiny_model: Path) -> Iterator[Service]:
 
 
 @pytest.fixture
-def felix(supervised: Supervised) -> Iterator[httpx.Client]:
-    with client(supervised.service, supervised.url) as made:
+def felix(served: ApiServer, service: Service) -> Iterator[httpx.Client]:
+    with client(service, served.url) as made:
         yield made
 
 
-def test_a_training_job_from_submit_to_weights_that_load(
-    felix: httpx.Client, supervised: Supervised, tmp_path: Path
-) -> None:
+def test_a_training_job_from_submit_to_weights_that_load(felix: httpx.Client, service: Service, tmp_path: Path) -> None:
     asked = {
         "model_name": "sums/bot",
         "base_model": "tiny",
@@ -72,7 +70,7 @@ def test_a_training_job_from_submit_to_weights_that_load(
     assert 0 < losses["best_validation_loss"] <= losses["final_validation_loss"] < 6
     assert losses["final_training_loss"] > 0
     # A fifth of 60 rows is held out; 48 rows, 4 to a step, twice.
-    assert supervised.job(record["id"]).step == 24
+    assert service.job(record["id"]).step == 24
     checkpoints = felix.get(f"{job}/checkpoints").json()["checkpoints"]
     assert [(one["step"], one["is_final"]) for one in checkpoints][-1] == (24, True)
     assert sum(one["is_best"] for one in checkpoints) == 1

@@ -70,7 +70,7 @@ def test_a_chain_is_shown_in_the_list_and_of_each_run(service: Service, command:
 
 def test_a_run_on_several_datasets_names_them_all(service: Service, command: Command) -> None:
     with service.store.write() as db:
-        catalog.add_dataset(db, dataset(name="more"))
+        catalog.add_dataset(db, dataset(name="more", sha256="1" * 64))
     submit(service, more_dataset_ids=["more"], name="both")
     assert "finetune of tiny on rows, more; 0 retries" in command("show", "both").stdout
     words = ("submit", "finetune", "--model", "tiny", "--dataset", "rows", "--dataset", "more")

@@ -44,6 +44,7 @@ def test_a_killed_worker_resumes_and_its_losses_equal_those_of_a_run_left_alone(
     assert both[0]["tokens_processed"] == both[1]["tokens_processed"]
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(supervised: Supervised) -> None:
     job = supervised.submit(steps=250)
     supervised.until_step(job.id, 45)
@@ -83,6 +84,7 @@ def test_a_cancelled_run_saves_its_step_and_a_retry_goes_on_from_there(supervise
     assert len(losses(supervised.service, job.id)) == 250
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_terminated_from_outside_saves_and_the_run_goes_on(supervised: Supervised) -> None:
     job = supervised.submit(steps=250, save_steps=1000)
     supervised.until_step(job.id, 20)

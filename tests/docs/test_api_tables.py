@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine.data import sources
 from engine.jobs import specs
 from engine.jobs.hyperparams import HYPERPARAMS
 from engine.paths import Home
@@ -113,6 +114,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "headers": [guard.MAX_HEADERS, guard.MAX_HEADER_BYTES // 1024, wire.HEADER_DEADLINE_S],
         "JSON body": [guard.MAX_BODY >> 20, guard.BODY_DEADLINE_S, body.MAX_DEPTH, body.MAX_FIELDS, body.MAX_DIGITS],
         "file of an upload": [Settings().max_upload_gb, guard.BODY_DEADLINE_S],
+        "line of a file of rows": [sources.CELL_AT_MOST >> 20, sources.JSON_AT_MOST >> 20],
         "connections at once": [wire.MAX_CONNECTIONS, server.KEEP_ALIVE_S],
         "an answer that its client does not take": [wire.READ_DEADLINE_S],
         "key": [guard.MAX_KEY],

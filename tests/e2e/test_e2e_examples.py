@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from engine.running.supervisor import Supervisor
 from engine.service import Service
 from fusion_tui.api.server import ApiServer
-from tests import worker
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
-@pytest.fixture
-def server(service: Service) -> Iterator[ApiServer]:
-    """An API with a supervisor at work behind it, whose workers need no time to load their libraries."""
-    api = ApiServer(service, "127.0.0.1", 0)
-    api.start()
-    supervisor, stop = Supervisor(service, launch=worker.launch), threading.Event()
-    thread = threading.Thread(target=supervisor.run, args=(stop,))
-    thread.start()
-    yield api
-    stop.set()
-    thread.join()
-    supervisor.close()
-    api.stop()
-
-
-def run(server: ApiServer, service: Service, folder: Path, script: str, *arguments: str, code: int = 0) -> str:
+def run(served: ApiServer, service: Service, folder: Path, script: str, *arguments: str, code: int = 0) -> str:
     """Run an example in a folder of its own; return what it printed."""
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / script), *arguments],
-        env={**os.environ, "FUSION_URL": server.url, "FUSION_KEY": service.token()},
+        env={**os.environ, "FUSION_URL": served.url, "FUSION_KEY": service.token()},
         cwd=folder,
         capture_output=True,
         text=True,
@@ -51,9 +31,9 @@ def run(server: ApiServer, service: Service, folder: Path, script: str, *argumen
 
 
 def test_the_loop_of_dialect_a_trains_and_tells_every_step_once(
-    server: ApiServer, service: Service, tmp_path: Path
+    served: ApiServer, service: Service, tmp_path: Path
 ) -> None:
-    told = run(server, service, tmp_path, "fusion_train.py", "--model", "tiny", "--dataset", "sums", "--steps", "4")
+    told = run(served, service, tmp_path, "fusion_train.py", "--model", "tiny", "--dataset", "sums", "--steps", "4")
     (job,) = service.jobs()
     assert (job.type, job.state, job.step) == ("train", "completed", 8)
     points = service.points(job.id)
@@ -63,9 +43,9 @@ def test_the_loop_of_dialect_a_trains_and_tells_every_step_once(
 
 
 def test_the_loop_of_dialect_b_uploads_trains_and_downloads(
-    server: ApiServer, service: Service, tmp_path: Path
+    served: ApiServer, service: Service, tmp_path: Path
 ) -> None:
-    told = run(server, service, tmp_path, "felix_finetune.py", "--base-model", "tiny")
+    told = run(served, service, tmp_path, "felix_finetune.py", "--base-model", "tiny")
     (job,) = service.jobs()
     assert (job.type, job.state) == ("finetune", "completed")
     assert "dataset example-rows 1: ready" in told
@@ -77,10 +57,10 @@ def test_the_loop_of_dialect_b_uploads_trains_and_downloads(
 
 
 def test_the_nightly_queue_ranks_six_runs_and_finds_them_again(
-    server: ApiServer, service: Service, tmp_path: Path
+    served: ApiServer, service: Service, tmp_path: Path
 ) -> None:
     asked = ("nightly_queue.py", "--model", "tiny", "--dataset", "sums", "--steps", "3", "--night", "n1")
-    told = run(server, service, tmp_path, *asked)
+    told = run(served, service, tmp_path, *asked)
     jobs = service.jobs()
     assert len(jobs) == 6
     assert {job.state for job in jobs} == {"completed"}
@@ -88,7 +68,7 @@ def test_the_nightly_queue_ranks_six_runs_and_finds_them_again(
     ranked = [line for line in told.splitlines() if line.startswith("n1 lr")]
     assert len(ranked) == 6
     assert ranked[0].startswith(best.name)
-    assert run(server, service, tmp_path, *asked).splitlines()[-6:] == ranked
+    assert run(served, service, tmp_path, *asked).splitlines()[-6:] == ranked
     assert len(service.jobs()) == 6
 
 
@@ -96,3 +76,35 @@ def test_an_example_without_a_server_says_how_to_start_one(service: Service, tmp
     nowhere = ApiServer(service, "127.0.0.1", 9)  # the port that discards: nothing listens there
     told = run(nowhere, service, tmp_path, "nightly_queue.py", code=1)
     assert "Start one with: fusion-tui serve" in told
+
+
+def of_example(program: str, url: str = "http://127.0.0.1:9") -> str:
+    """Return what a program that imports from examples/ prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "FUSION_URL": url, "FUSION_KEY": "k", "PYTHONPATH": str(EXAMPLES)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.stdout + done.stderr
+
+
+def test_a_server_that_says_nothing_is_told_in_a_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        told = of_example("import client; client.TIMEOUT_S = 0.2; client.call('GET', '/jobs')", url)
+    assert told.startswith(f"GET /jobs: the server at {url} sent nothing for 0.2 s.")
+    assert "Traceback" not in told
+
+
+def test_the_log_goes_on_when_the_server_has_dropped_its_oldest_lines() -> None:
+    # 2,000 lines are kept, whatever comes; the second time, all that was seen is gone.
+    program = """
+from felix_finetune import newer
+for first in (2, 9000):
+    kept = [{"id": str(number)} for number in range(first, first + 2000)]
+    print(len(newer(kept, "1999")), newer(kept, "1999")[0]["id"])
+"""
+    assert of_example(program).split() == ["2", "2000", "2000", "9000"]

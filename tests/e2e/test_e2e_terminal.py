@@ -105,7 +105,9 @@ def chart_of(screen: str) -> str:
     return "\n".join(line for line in screen.splitlines() if "│" in line or "┤" in line)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=["80x24", "160x45"])
+@pytest.mark.parametrize(
+    "size", [pytest.param(SIZES[0], id="80x24"), pytest.param(SIZES[1], id="160x45", marks=pytest.mark.slow)]
+)
 def test_a_run_made_in_the_app_outlives_it_and_is_found_again(
     service: Service, environment: dict[str, str], size: tuple[int, int], tmp_path: Path
 ) -> None:

@@ -216,6 +216,7 @@ ALLOWED = {
     ("engine/paths.py", "chmod"): "the data folder's mode, set at each start",
     ("engine/process.py", "open"): "a worker's output, appended to by the worker itself",
     ("engine/data/importing.py", "open"): "the copy of a dataset in a stage, published by rename",
+    ("engine/data/exporting.py", "truncate"): "a buffer in memory",
     ("engine/running/supervisor.py", "open"): "the lock file",
     ("engine/running/supervisor.py", "ftruncate"): "the lock file, whose content only names its holder",
     ("engine/running/supervisor.py", "write"): "the lock file, whose content only names its holder",

@@ -105,6 +105,36 @@ def test_of_a_job_without_steps_of_its_own_every_phase_counts(store: Store) -> N
     assert telemetry.points(store.read(), job, since_step=2) == beside("prune", 3)
 
 
+def follow(store: Store, job: str, most: int) -> tuple[list[Point], int]:
+    """Return what comes of a job from the beginning on, and the size of the largest part."""
+    seen, parts, step, aside, more = [], [], -1, 0.0, True
+    while more:
+        points, step, aside, more = telemetry.points_ahead(store.read(), job, step=step, aside=aside, most=most)
+        parts.append(len(points))
+        seen += points
+    return seen, max(parts)
+
+
+def test_a_long_curve_comes_in_parts_without_gap_or_repetition(store: Store, job: str) -> None:
+    own = [make(step) for step in range(1, 31) for make in (evaluated, train)]
+    other = [Point(step, "grow", ts, loss=1.0) for step, ts in ((90, 3.0), (2, 4.0), (3, 4.0), (4, 5.0), (5, 6.0))]
+    with store.write() as db:
+        telemetry.add_points(db, job, 1, [*own, *other])
+    for most in (1, 2, 3, 7, 100):
+        seen, largest = follow(store, job, most)
+        assert sorted(seen) == sorted([*own, *other])
+        assert [point for point in seen if point.phase != "grow"] == own
+        assert largest <= 2 * most + 1
+
+
+def test_of_a_job_without_own_steps_every_phase_comes_in_parts(store: Store) -> None:
+    points = [*beside("calibrate", 1, 2, 3), *beside("prune", 4, 5)]
+    with store.write() as db:
+        job = new_job(db, total_steps=0).id
+        telemetry.add_points(db, job, 1, points)
+    assert follow(store, job, 2) == (points, 2)
+
+
 def test_the_latest_point_of_each_job_is_its_newest_training_point(store: Store, job: str) -> None:
     with store.write() as db:
         other, silent = new_job(db).id, new_job(db).id

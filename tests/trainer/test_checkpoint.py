@@ -250,8 +250,9 @@ def test_without_a_good_checkpoint_there_is_none_to_resume_from(three: Path) -> 
     assert [damage.file for damage in told] == ["state.json"] * 3
 
 
-def test_of_damaged_checkpoints_that_of_the_highest_step_is_kept_and_those_pinned(three: Path) -> None:
+def test_of_damaged_checkpoints_that_of_the_highest_step_is_kept_and_those_its_user_pinned(three: Path) -> None:
     pins.pin(three / "step-00000001")
+    pins.pin(three / "step-00000002", for_job="other")  # which starts from no damaged one
     for folder in three.iterdir():
         (folder / "state.json").unlink()
     checkpoint.newest_good([three], lambda *_: None)

@@ -83,14 +83,14 @@ def test_a_run_of_epochs_that_was_killed_ends_as_the_one_left_alone(make_bench: 
     assert weights[0] == weights[1]
 
 
-def test_a_worker_trains_on_two_datasets_and_holds_out_the_last_of_the_last(bench: Bench) -> None:
+def test_a_worker_trains_on_two_datasets_and_holds_out_the_last_of_each(bench: Bench) -> None:
     more = write_rows(bench.folder.parent / "more.jsonl", *({"text": f"plain text number {n}"} for n in range(20)))
     order = bench.order(**FIVE | {"val_fraction": 0.1}, epochs=1)  # 44 rows, of which 4 are held out: 10 steps
     order = replace(order, more_datasets=(Data("more", str(more), "1" * 64, "text"),))
     assert finish(bench, order) == 0
     (result,) = told(bench, "result")
     assert (result["rows_trained"], result["rows_held_out"], result["steps"]) == (40, 4, 10)
-    assert result["sample_prompt"] == "plain text number 16"
+    assert result["sample_prompt"].startswith("What is")
     card = (Path(order.output_path) / "README.md").read_text()
     assert "- dataset: `sums, more`" in card
 

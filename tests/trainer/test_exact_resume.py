@@ -54,7 +54,9 @@ def told(bench: Bench, fence: int) -> dict[tuple[str, int], tuple[float, ...]]:
     }
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "qlora" else kind for kind in KINDS]
+)
 def test_killed_at_ten_random_steps_every_loss_is_that_of_the_run_left_alone(make_bench: Benches, kind: str) -> None:
     settings = {**COMMON, **KINDS[kind]}
     calm, killed = make_bench("calm"), make_bench("killed")

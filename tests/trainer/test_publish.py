@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine import manifest
 from engine.errors import NoSpace
 from engine.journal import JournalWriter
+from engine.paths import Home
 from engine.trainer import evaluate, finetune, lora, models
+from engine.trainer.publish import staged_for
 from engine.trainer.reporter import Reporter
 from engine.trainer.run import StopFlag
 from tests import tiny
@@ -226,3 +228,10 @@ def test_the_result_is_that_of_the_published_model(finished: Bench) -> None:
     loss = evaluate.mean_loss(run.objective, run.corpus.validation, 1)
     assert math.exp(loss) == pytest.approx(result["ppl_final"], rel=2e-3)
     assert (result["steps"], result["skipped_steps"]) == (12, 0)
+
+
+def test_a_model_that_is_begun_lies_where_the_removal_of_its_job_looks_for_it(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    home.make()
+    with staged_for(home.model("mine"), 3, "a model", params=1) as staged:
+        assert list(home.model_stages("mine")) == [staged]

@@ -207,6 +207,14 @@ def test_layers_that_lose_something_are_marked(layout: str, sign: str) -> None:
     assert [numbers[at] for at, one in enumerate(signs) if one == sign] == ["4", "7"]
 
 
+def test_the_damage_is_told_of_the_layers_whatever_steps_came_before_theirs() -> None:
+    told = Event(1, 0.0, "contract", {"layout": "uniform", "layers": [0, 1], "scores": [], "steps_after": 15})
+    job: Any = None
+    found = layers_of(RunView(job, events=(told,), aside=(Point(16, "prune", 1.0, loss=0.1),)))
+    assert found
+    assert found.values == (0.1, None)
+
+
 async def test_a_chain_shows_whom_a_run_waits_for(service: Service, runs: Runs) -> None:
     first = runs.submit("finetune", "tune", dataset_id="data-1", hyperparams={"steps": 10})
     second = runs.submit("contract", "shrink", base_model_id="@tune")

@@ -43,6 +43,7 @@ HELD_OUT = 8  # one in so many of its own sequences judges; the model is calibra
 # 1.74 times on a licence, of 0.8 alone 1.41 and 2.14, of both, twice as much, 1.34 and 1.76 (damping 1e-2).
 TEMPERATURES = (1.0, 0.8)
 PREDICTED_ON = 16  # sequences that tell which layers can be spared
+STEPS_AFTER = "steps_after"  # in the event and the phase of the choice: the step before that of the first layer's point
 EVAL_ROWS, EVAL_TOKENS = 200, 1024  # of the dataset that is reported on: its first rows, in packs of so many tokens
 
 
@@ -163,8 +164,11 @@ def choose(work: Work, model: Any, texts: Texts) -> Phase:
         found = layout.targeted(model, settings, few, work.device, tell)
     else:
         found = layout.depth(model, settings, few, work.device)
-    facts = {"counts": list(found.counts), "gone": list(found.gone), "scores": list(found.scores)}
-    work.reporter.event("contract", layout=settings.layout, layers=found.processed, scores=facts["scores"])
+    # Without steps of healing, those of the phases are the job's own: the layers' go on from the sequences'.
+    after = 0 if settings.heal_steps else settings.calibration_sequences
+    facts = {"counts": list(found.counts), "gone": list(found.gone), "scores": list(found.scores), STEPS_AFTER: after}
+    told = {"layers": found.processed, "scores": facts["scores"], STEPS_AFTER: after}
+    work.reporter.event("contract", layout=settings.layout, **told)
     work.reporter.log(described(found, settings))
     return Phase({**facts, "seconds": time.monotonic() - begun})
 
@@ -184,8 +188,11 @@ def remaining(phase: Phase) -> Remaining:
     return Remaining(phase.tensors["kept"], phase.tensors["down"], phase.facts["damage"])
 
 
-def prune(work: Work, model: Any, found: Layout, texts: Texts) -> dict[int, Phase]:
-    """Remove what goes from `model`, in place, layer by layer; return what was found of each, by number."""
+def prune(work: Work, model: Any, found: Layout, texts: Texts, *, steps_after: int) -> dict[int, Phase]:
+    """Remove what goes from `model`, in place, layer by layer; return what was found of each, by number.
+
+    The step of a layer's point is its number, from 1, behind `steps_after`.
+    """
     names = {number: f"prune-{number:03d}" for number in found.processed}
     done = {number: phase for number in names if (phase := work.phases.load(names[number]))}
     begun = time.monotonic()
@@ -195,7 +202,7 @@ def prune(work: Work, model: Any, found: Layout, texts: Texts) -> dict[int, Phas
         facts = {"damage": left.damage, "seconds": time.monotonic() - begun}
         done[number] = Phase(facts, {"kept": left.kept.cpu(), "down": left.down.float().cpu()})
         work.phases.save(names[number], done[number])
-        work.reporter.points([point(number, left.damage)])
+        work.reporter.points([point(steps_after + number, left.damage)])
         say()
         work.go_on()
         begun = time.monotonic()
@@ -206,7 +213,9 @@ def prune(work: Work, model: Any, found: Layout, texts: Texts) -> dict[int, Phas
     def known(number: int) -> Remaining | None:
         return on_device(remaining(done[number]), work.device) if number in done else None
 
-    tell_again(work, done)
+    # Again: an attempt may have died between saving one and telling of it.
+    if done:
+        work.reporter.points([point(steps_after + number, phase.facts["damage"]) for number, phase in done.items()])
     say()
     if len(done) < len(names):
         sweep.contract(model, texts.calibration, found.counts, work.device, known=known, tell=tell)
@@ -215,15 +224,9 @@ def prune(work: Work, model: Any, found: Layout, texts: Texts) -> dict[int, Phas
     return done
 
 
-def point(number: int, damage: float) -> dict[str, Any]:
-    """Return the telemetry of a layer, from 0; its step counts from 1."""
-    return {"step": number + 1, "phase": "prune", "ts": time.time(), "loss": damage}
-
-
-def tell_again(work: Work, done: dict[int, Phase]) -> None:
-    """Report the layers that are done: an attempt may have died between saving one and telling of it."""
-    if done:
-        work.reporter.points([point(number, phase.facts["damage"]) for number, phase in done.items()])
+def point(before: int, damage: float) -> dict[str, Any]:
+    """Return the telemetry of a layer, at the step behind `before`."""
+    return {"step": before + 1, "phase": "prune", "ts": time.time(), "loss": damage}
 
 
 def on_device(left: Remaining, device: torch.device) -> Remaining:
@@ -355,7 +358,9 @@ def run_job(order: Order, reporter: Reporter, stop: StopFlag) -> None:
     peak.passed("calibration")
     work.go_on()
 
-    pruned = {} if found.gone else prune(work, model, found, texts)
+    # A choice that an earlier version made says nothing of steps, nor did it tell the screens.
+    steps_after = chosen.facts.get(STEPS_AFTER, 0)
+    pruned = {} if found.gone else prune(work, model, found, texts, steps_after=steps_after)
     if found.gone:
         layout.remove_layers(model, found.gone)
     targeted.describe(model)

@@ -39,20 +39,25 @@ Tell = Callable[[str], object]
 Rows = NDArray[np.int64]
 
 
-def split(chosen: Rows, settings: LoopHyperparams) -> tuple[Rows, Rows]:
-    """Return (training rows, validation rows): a seeded sample, or the last rows as they stand, is held out.
+def split(chosen: Rows, settings: LoopHyperparams, firsts: Sequence[int] = (0,)) -> tuple[Rows, Rows]:
+    """Return (training rows, validation rows): a seeded sample of all is held out, or the last rows of each dataset as
+    they stand. `firsts`: the first row of each dataset, of which the good ones are `chosen`.
 
     Raises RowError where there are fewer than two rows.
     """
     count = len(chosen)
     if count < 2:
         raise RowError("the dataset has one row; two are needed, one to train on and one to evaluate on")
-    held_out = settings.held_out(count)
-    if settings.val_split == "last":
-        return chosen[:-held_out], chosen[-held_out:]
-    sample = random.Random(settings.seed).sample(range(count), held_out)  # noqa: S311  (a split, not a secret)
     held = np.zeros(count, np.bool_)
-    held[sample] = True
+    if settings.val_split == "last":
+        # Of each: the last of them all may be one dataset, of which nothing would be learned.
+        ends = [*np.searchsorted(chosen, firsts[1:]).tolist(), count]
+        sizes = np.diff(ends, prepend=0).tolist()
+        for end, last in zip(ends, settings.held_out_of_each(sizes), strict=True):
+            held[end - last : end] = True
+    else:
+        drawn = random.Random(settings.seed)  # noqa: S311  (a split, not a secret)
+        held[drawn.sample(range(count), settings.held_out(count))] = True
     return chosen[~held], chosen[held]
 
 
@@ -157,7 +162,7 @@ def assemble(source: AnySource, fitted: Documents, settings: LoopHyperparams, pa
     """Split and pack a dataset's good rows for one job. Raises RowError where they are fewer than two."""
     found = fitted.tokens
     good = np.setdiff1d(np.arange(len(found.ends)), list(fitted.bad))
-    training_rows, held_rows = split(good, settings)
+    training_rows, held_rows = split(good, settings, [first for _, first in found.parts] or [0])
 
     def packed(chosen: Rows) -> tuple[Packs, int]:
         numbers = fitted.of_rows(chosen)

@@ -218,7 +218,8 @@ class Renderer:
         # The prompt for an answer may say more than an answer opens with, such as a think tag.
         sizes = range(len(opening), len(opening) // 2, -1)
         found = ((whole.rfind(opening[:size], least, begin), size) for size in sizes)
-        start = next((place + size for place, size in found if place >= 0), -1)
+        # The nearest to the answer: an earlier turn, or a question, may say more of the prompt than this answer does.
+        start = max((place + size for place, size in found if place >= 0), default=-1)
         if start < 0:
             raise RowError("the chat template rewrites earlier turns, so the answers cannot be told from the context")
         close = whole.find(ending, end) if ending else -1

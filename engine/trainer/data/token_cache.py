@@ -23,19 +23,23 @@ from engine.trainer.data.render import PLAIN, Manner
 from engine.trainer.data.tokens import Fault, Tokens
 
 # Raised when rows become other tokens, or the folder's layout changes.
-VERSION = 1
+VERSION = 2
 ARRAYS = "tokens.safetensors"
 _NAMES = ("ids", "answers", "ends", "lines", "places", "goes_on", "reasons")
 
 
 def key(tokenizer: Any, *, data_sha256: str, form: str | None, manner: Manner = PLAIN) -> str:
     """Return the name of a dataset's tokens: of the file's content, how it is read, tokenizer and template."""
+    backend = tokenizer.backend_tokenizer
+    # What the last call to it asked for is no part of it.
+    backend.no_truncation()
+    backend.no_padding()
     parts = [
         VERSION,
         data_sha256,
         form,
         type(tokenizer).__name__,
-        tokenizer.backend_tokenizer.to_str(),
+        backend.to_str(),
         tokenizer.special_tokens_map,
         tokenizer.chat_template,
     ]

@@ -120,7 +120,7 @@ class TrainingJobRequest(_Body):
     lora_alpha: Number = Field(32, gt=0, le=4096)
     lora_dropout: Number = Field(0.1, ge=0, lt=1)
     validation_data_percentage: Number = Field(
-        0.2, gt=0, lt=0.9, description="Share of the rows that is held out: the last part of the data, unshuffled."
+        0.2, gt=0, lt=0.9, description="Share of each dataset's rows that is held out: its last ones, unshuffled."
     )
     save_steps: Whole = Field(100, ge=1)
     seed: Whole = Field(0, ge=0, le=2**32 - 1)

@@ -36,7 +36,7 @@ async def _events(request: Request, job_id: str, after: int) -> AsyncIterator[by
     async for news in following.follow(request, job_id, Place(line=after), points=False):
         for line in news.lines:
             yield format_sse_event(data_str=records.log_line(job_id, line).model_dump_json(), id=str(line.seq))
-        if news.job.finished:
+        if news.last:
             ended = {"job_id": job_id, "status": OF_STATE[news.job.state]}
             yield format_sse_event(event="end", data_str=json.dumps(ended))
         elif not news.lines:

@@ -9,13 +9,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Annotated
 
-from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic_core import to_json
 
 from engine.service import OWN, Service, Thinned
-from fusion_tui.api import errors
+from fusion_tui.api import errors, threads
 from fusion_tui.api.access import LARGEST, READ, SCHEMES, Engine, Id
 from fusion_tui.api.answer import iso
 from fusion_tui.api.fusion import answers
@@ -24,7 +23,6 @@ router = APIRouter(
     prefix="/jobs/{id}", tags=["jobs"], dependencies=SCHEMES, responses=errors.documented(401, 403, 404, 421, 422, 503)
 )
 
-THREADS = 4  # for thinned curves; two clients may wait for the first reading of a million points
 KEPT_POINTS = 5000  # the most of an answer that is worth keeping
 
 MaxPoints = Annotated[
@@ -32,7 +30,7 @@ MaxPoints = Annotated[
 ]
 
 
-def _written(job_id: str, thinned: Thinned) -> bytes:
+def written_points(job_id: str, thinned: Thinned) -> bytes:
     """Return what `answers.Metrics` comes to as JSON, in a third of the time: there may be thousands of points."""
     points = [
         {
@@ -57,27 +55,18 @@ def _written(job_id: str, thinned: Thinned) -> bytes:
     return to_json(answer, inf_nan_mode="null")
 
 
-_kept = lru_cache(maxsize=16)(_written)  # a thinned curve is one object for as long as it stands
+_kept = lru_cache(maxsize=16)(written_points)  # a thinned curve is one object for as long as it stands
 
 
 def _thinned(service: Service, job_id: str, since_step: int, most: int) -> bytes:
     thinned = service.thinned(job_id, since_step=since_step, most=most)
-    return (_kept if len(thinned.points) <= KEPT_POINTS else _written)(job_id, thinned)
+    return (_kept if len(thinned.points) <= KEPT_POINTS else written_points)(job_id, thinned)
 
 
 def _whole(service: Service, job_id: str, since_step: int) -> bytes:
     service.job(job_id)
     latest = service.latest_step(job_id)
-    return _written(job_id, Thinned(tuple(service.points(job_id, since_step=since_step)), latest))
-
-
-def _threads(request: Request) -> CapacityLimiter:
-    """Return the application's limiter; made here, for it belongs to the loop."""
-    state = request.app.state
-    if not hasattr(state, "curve_threads"):
-        state.curve_threads = CapacityLimiter(THREADS)
-    limiter: CapacityLimiter = state.curve_threads
-    return limiter
+    return written_points(job_id, Thinned(tuple(service.points(job_id, since_step=since_step)), latest))
 
 
 @router.get("/metrics", dependencies=READ, response_model=answers.Metrics)
@@ -98,9 +87,9 @@ async def get_metrics(
     room, and of every part of the rest the points of the least and the greatest loss.
     """
     if max_points is None:
-        body = await to_thread.run_sync(_whole, service, job_id, since_step)
+        body = await threads.run(request, threads.WHOLE_CURVES, _whole, service, job_id, since_step)
     else:
-        body = await to_thread.run_sync(_thinned, service, job_id, since_step, max_points, limiter=_threads(request))
+        body = await threads.run(request, threads.CURVES, _thinned, service, job_id, since_step, max_points)
     return Response(body, media_type=JSONResponse.media_type)
 
 

@@ -16,11 +16,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from fusion_tui.api import errors, following
+from engine.service import Thinned
+from fusion_tui.api import errors, following, threads
 from fusion_tui.api.access import LARGEST, READ, SCHEMES, Engine, Id
 from fusion_tui.api.answer import Answer
 from fusion_tui.api.following import News, Place
 from fusion_tui.api.fusion import answers
+from fusion_tui.api.fusion.metrics import written_points
 
 router = APIRouter(tags=["jobs"], dependencies=SCHEMES, responses=errors.documented(401, 403, 404, 421, 422, 503))
 
@@ -52,12 +54,16 @@ async def _start(
     place = await run_in_threadpool(following.newest, service, job_id)
     if last_event_id:
         return _place_of(last_event_id)
-    place = place if since_step is None else replace(place, step=since_step)
+    place = place if since_step is None else replace(place, step=since_step, aside=0.0)
     return place if since is None else replace(place, line=since)
 
 
 def _event(name: str, answer: Answer, place: Place) -> ServerSentEvent:
-    return ServerSentEvent(event=name, raw_data=answer.model_dump_json(exclude_unset=True), id=_id_of(place))
+    return _written(name, answer.model_dump_json(exclude_unset=True), place)
+
+
+def _written(name: str, data: str, place: Place) -> ServerSentEvent:
+    return ServerSentEvent(event=name, raw_data=data, id=_id_of(place))
 
 
 def _events(job_id: str, news: News, before: Place) -> list[ServerSentEvent]:
@@ -73,9 +79,9 @@ def _events(job_id: str, news: News, before: Place) -> list[ServerSentEvent]:
         logs = answers.Logs.of(job_id, news.lines, place.line)
         sent.append(_event("log", logs, place))
     if news.points:
-        metrics = answers.Metrics.of(job_id, news.points, news.place.step)
-        sent.append(_event("metrics", metrics, news.place))
-    if news.job.finished:
+        metrics = written_points(job_id, Thinned(tuple(news.points), news.place.step))
+        sent.append(_written("metrics", metrics.decode(), news.place))
+    if news.last:
         sent.append(_event("end", answers.Job.of(news.job), news.place))
     return sent
 
@@ -94,9 +100,10 @@ async def stream_job(
     `metrics` and `log` hold what `/metrics` and `/logs` would answer, `state` is a change of state as in `/events`, and
     `end` holds the job. Without `since_step` and `since`, only what is new from now on comes; the header
     `Last-Event-ID`, which browsers send when they reconnect, goes on behind that event. After a resume, the steps since
-    then come again. A comment comes every 15 s when nothing else does.
+    then come again. A long curve comes in events of about two thousand points. A comment comes every 15 s when nothing
+    else does.
     """
     async for news in following.follow(request, job_id, place):
-        for event in _events(job_id, news, place):
+        for event in await threads.run(request, threads.STREAMS, _events, job_id, news, place):
             yield event
         place = news.place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,44 @@ def test_large_files_are_read_in_pieces(tmp_path: Path) -> None:
     shares = [next(records).share for _ in range(2)]
     assert shares[-1] < 0.2  # what is buffered, not the whole
     assert importing.survey(path).rows == 60_000
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".txt"])
+def test_a_file_of_one_endless_line_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(sources, "CELL_AT_MOST", 100_000)
+    monkeypatch.setattr(sources, "JSON_AT_MOST", 1_000_000)
+    path = tmp_path / f"rows{suffix}"
+    begin, line = ("", 1) if suffix == ".json" else ("text\n" if suffix != ".jsonl" else '{"text": "one"}\n', 2)
+    path.write_text(begin + '[{"text": "' + "x" * 10_000_000 + '"}]')
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidData) as caught:
+            list(sources.records(path))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+    if suffix == ".json":
+        assert str(caught.value).startswith("rows.json is larger than 0 MiB")
+        assert "Save it as JSONL" in str(caught.value)
+    else:
+        assert str(caught.value).startswith(f"rows{suffix} line {line} is longer than")
+        assert caught.value.row == line
+
+
+def test_what_is_just_short_enough_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = json.dumps({"text": "x" * 1000}) + "\n"
+    monkeypatch.setattr(sources, "CELL_AT_MOST", len(row))
+    monkeypatch.setattr(sources, "JSON_AT_MOST", 10 * len(row))
+    lines, array = tmp_path / "rows.jsonl", tmp_path / "rows.json"
+    lines.write_text(20 * row)
+    assert len(texts(lines)) == 20
+    array.write_text(20 * row)  # lines under another name: read in pieces, so however large
+    assert len(texts(array)) == 20
+    array.write_text("[" + ",".join([row.strip()] * 9) + "]")  # in one line, longer than one of JSONL may be
+    assert len(texts(array)) == 9
+    array.write_text("[" + ",".join([row.strip()] * 10) + "]")
+    with pytest.raises(InvalidData, match="too large to be read as one JSON value"):
+        texts(array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import uuid
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ import pytest
 from engine import atomic, manifest, pins
 from engine.errors import Conflict, EngineError, InvalidRequest, UnknownReference
 from engine.jobs import branches
+from engine.journal import JournalWriter
+from engine.order import JOURNAL
 from engine.paths import ASSETS
 from engine.running import starting
+from engine.running.ingest import ingest
 from engine.service import Checkpoint, Job, Service
 from store import jobs, telemetry
-from tests.engine.conftest import request_for
+from tests.crash import faults
+from tests.engine.conftest import request_for, reread, start
 
 
 @pytest.fixture(autouse=True)
@@ -201,3 +206,39 @@ def test_lineage_names_the_checkpoint_and_goes_on_doing_so_when_its_job_is_delet
     (found,) = service.lineages(service.models()).values()
     assert found.checkpoint
     assert (found.checkpoint.id, found.checkpoint.step) == (checkpoint.id, None)
+
+
+def test_a_checkpoint_that_is_saved_again_elsewhere_is_kept_for_those_who_start_from_it(service: Service) -> None:
+    first = service.submit(request_for()).job
+    attempt = start(service, first.id)
+    old, new = (service.home.attempt(first.id, number) / "step-00000005" for number in (1, 2))
+
+    def told(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        facts = {"path": str(folder), "step": 5, "bytes": 9, "epoch": 1.0, "loss": 2.0, "eval_loss": 2.5, "lr": 1e-4}
+        writer = JournalWriter(Path(attempt.directory) / JOURNAL, attempt.fence)
+        writer.append("checkpoint", facts)
+        writer.close()
+
+    told(old)
+    ingest(service.store, reread(service, first.id))
+    (checkpoint,) = service.checkpoints(first.id)
+    waits, begun = branch(service, checkpoint.id), branch(service, checkpoint.id)
+    with service.store.write() as db:
+        db.conn.execute("UPDATE jobs SET state = 'running' WHERE id = ?", [begun.id])  # of its own model
+    atomic.set_aside(old, ".damaged")
+    told(new)
+    with faults.at(1, faults.fail(errno.ENOSPC)), pytest.raises(OSError, match="No space left"):
+        ingest(service.store, reread(service, first.id))
+    assert service.checkpoints(first.id) == [checkpoint], "it is not told of before it is kept"
+    ingest(service.store, reread(service, first.id))
+    assert [path.name for path in new.iterdir()] == [f"needed-by-{waits.id}"]
+    order = starting.make_order(service, waits, "cpu")
+    assert order.start
+    assert order.start.directory == str(new)
+    # One that is gone before it is told of keeps no line out.
+    third = new.parent / "third" / "step-00000005"
+    told(third)
+    third.rmdir()
+    ingest(service.store, reread(service, first.id))
+    assert service.checkpoints(first.id)[0].path == str(third)

@@ -15,7 +15,7 @@ from engine.order import Data, Order
 from engine.running import starting
 from engine.running.ingest import ingest
 from engine.service import Dataset, Job, Service
-from store import catalog
+from store import catalog, jobs
 from tests.engine.conftest import request_for, reread, start
 
 Add = Callable[..., Dataset]
@@ -62,7 +62,10 @@ def test_the_worker_is_told_of_all_of_them(service: Service, add: Add, tmp_path:
     c = add("c", row={"prompt": "p", "completion": "c"})
     with service.store.write() as db:
         catalog.set_path(db, service.model("tiny"), str(tmp_path))  # type: ignore[arg-type]
-    job = submit(service, dataset_id=a.id, more_dataset_ids=["c", b.id])
+    job = submit(service, dataset_id=a.id, more_dataset_ids=["c"])
+    with service.store.write() as db:
+        jobs.update(db, job.id, more_dataset_ids=[c.id, b.id])  # two versions of one: as earlier releases stored it
+    job = service.job(job.id)
     order = starting.make_order(service, job, "cpu")
     order.write(tmp_path)
     assert Order.read(tmp_path) == order
@@ -107,6 +110,25 @@ def test_what_cannot_be_one_of_several_is_refused_by_its_place(service: Service,
     for project in ("", "p" * 201, 5):
         assert faults(service, project_id=project)[0][0] == ("project_id",)
     assert service.jobs() == []
+
+
+def test_datasets_that_hold_each_others_rows_are_refused_by_their_place(service: Service, add: Add) -> None:
+    first, second = add("a"), add("a", 5)
+    copy = add("copy", row={"text": "the same"}), add("copied", row={"text": "the same"})
+    assert copy[0].sha256 == copy[1].sha256
+    ((loc, message),) = faults(service, dataset_id="rows", more_dataset_ids=[first.id, second.id])
+    assert (loc, message) == (
+        ("more_dataset_ids", "1"),
+        f"'{second.id}' is version 2 of a, and the dataset of more_dataset_ids.0 is version 1. "
+        "Rows of both would be trained on and held out at once: name one version",
+    )
+    ((loc, message),) = faults(service, dataset_id="copy", more_dataset_ids=["a", "copied"])
+    assert (loc, message) == (
+        ("more_dataset_ids", "1"),
+        "'copied' has exactly the rows of the dataset of dataset_id, copy. "
+        "Rows of both would be trained on and held out at once: name one of them",
+    )
+    assert submit(service, dataset_id="copy", more_dataset_ids=["a"]).more_dataset_ids == (second.id,)
 
 
 def test_a_dataset_stays_while_an_unfinished_job_reads_it_as_one_of_several(service: Service, add: Add) -> None:

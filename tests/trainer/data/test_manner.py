@@ -81,6 +81,22 @@ def test_a_template_that_marks_parts_of_answers_gets_its_last_answer_found_by_it
     assert [made.text[begin:end] for begin, end in made.spans] == ["Not at all."]
 
 
+def test_a_prompt_that_opens_a_thought_leads_to_no_earlier_turn_than_the_last_answer(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
+    said = [user("a?"), answer("<think>\nhm\n</think>\nA1"), user("SECRET QUESTION"), answer("A2")]
+    row = Row(1, rows.MESSAGES, {"messages": said})
+    every, last = Renderer(tokenizer).render(row), Renderer(tokenizer, LAST).render(row)
+    assert [last.text[begin:end] for begin, end in last.spans] == ["A2<|im_end|>"]
+    assert last.spans == every.spans[-1:]
+
+
+def test_a_question_that_quotes_the_prompt_is_no_part_of_the_answer(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
+    said = [user("Why is <|im_start|>assistant\n<think>\n there?"), answer("Because."), user("b"), answer("B")]
+    made = Renderer(tokenizer).render(Row(1, rows.MESSAGES, {"messages": said}))
+    assert [made.text[begin:end] for begin, end in made.spans] == ["Because.<|im_end|>", "B<|im_end|>"]
+
+
 def test_rows_that_are_no_conversation_are_trained_as_ever(tokenizer: Any, tmp_path: Path) -> None:
     given = [{"text": "all of it"}, {"prompt": "two and two is ", "completion": "four"}] * 4
     source = Source(write_rows(tmp_path / "rows.jsonl", *given))

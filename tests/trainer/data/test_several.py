@@ -49,9 +49,29 @@ def learned(tokenizer: Any, corpus: Corpus) -> list[str]:
 def test_rows_of_every_dataset_are_trained_whatever_their_shapes(make: Any, tokenizer: Any) -> None:
     parts = (make("chats", *map(chat, range(6)), form="messages"), make("texts", *map(text, range(9)), form="text"))
     corpus = load(Several(parts), tokenizer, val_split="last", val_fraction=0.2)
-    wanted = [*(f"chat {n}" for n in range(6)), *(f"text {n}" for n in range(6))]
+    wanted = [*(f"chat {n}" for n in range(5)), *(f"text {n}" for n in range(7))]
     assert sorted(learned(tokenizer, corpus)) == sorted(wanted)
-    assert [row.fields["text"] for row in corpus.validation_rows] == ["text 6", "text 7", "text 8"]
+    assert [row.fields for row in corpus.validation_rows] == [chat(5), text(7), text(8)]
+
+
+def test_the_last_share_of_each_dataset_is_held_out_and_none_as_a_whole(make: Any, tokenizer: Any) -> None:
+    sizes = {"big": 20, "none": 0, "one": 1, "small": 5}
+    parts = tuple(make(name, *({"text": f"{name} {n}"} for n in range(size))) for name, size in sizes.items())
+    corpus = load(Several(parts), tokenizer, val_split="last", val_fraction=0.2)
+    held = [row.fields["text"] for row in corpus.validation_rows]
+    assert held == ["big 16", "big 17", "big 18", "big 19", "small 4"]
+    assert len(learned(tokenizer, corpus)) == 26 - len(held)
+    # A bad row is no part of a share: those are of the good ones.
+    worse = (make("worse", *map(text, range(8)), BAD, BAD), make("b", *map(chat, range(4))))
+    corpus = load(Several(worse), tokenizer, val_split="last", val_fraction=0.25, drop_bad_rows=True)
+    assert [row.fields for row in corpus.validation_rows] == [text(6), text(7), chat(3)]
+
+
+def test_of_datasets_of_one_row_each_the_last_is_held_out(make: Any, tokenizer: Any) -> None:
+    parts = tuple(make(name, {"text": f"row {name}"}) for name in ("a", "b", "c"))
+    corpus = load(Several((*parts, make("none"))), tokenizer, val_split="last")
+    assert sorted(learned(tokenizer, corpus)) == ["row a", "row b"]
+    assert [row.fields["text"] for row in corpus.validation_rows] == ["row c"]
 
 
 def test_several_are_one_to_the_token(make: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -92,7 +112,7 @@ def test_a_row_that_was_changed_is_named_with_its_dataset(make: Any, tokenizer: 
     corpus = load(Several(parts), tokenizer, val_split="last")
     parts[1].path.write_text("\n" * 200)
     with pytest.raises(RowError, match=r"^dataset b, line 4: is not there any more"):
-        corpus.validation_rows[0]
+        corpus.validation_rows[1]
 
 
 def test_each_dataset_keeps_its_own_tokens_for_every_job_that_reads_it(make: Any, tokenizer: Any) -> None:

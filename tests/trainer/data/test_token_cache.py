@@ -69,6 +69,18 @@ def test_other_data_another_format_template_or_tokenizer_has_a_cache_of_its_own(
     assert key() == key()
 
 
+def test_what_a_tokenizer_was_last_asked_for_changes_no_key_and_no_token(source: Source, tokenizer: Any) -> None:
+    fresh, _ = load(source, tokenizer)
+    tokenizer("some words", truncation=True, max_length=8, padding="max_length")
+    assert tokenizer.backend_tokenizer.truncation
+    again, told = load(source, tokenizer)
+    assert AGAIN in told[0]
+    tokenizer("some words", truncation=True, max_length=8, padding="max_length")
+    unkept, told = load(replace(source, cache=source.path.parent / "other"), tokenizer)
+    assert told == []
+    assert fresh == again == unkept
+
+
 @pytest.mark.parametrize("file", [MANIFEST, token_cache.ARRAYS])
 @pytest.mark.parametrize("damage", ["changed", "cut", "gone"])
 def test_a_damaged_cache_is_made_again(source: Source, tokenizer: Any, file: str, damage: str) -> None:
