@@ -105,28 +105,26 @@ def test_each_token_is_drawn_from_what_the_model_says_of_all_before_it(family: s
     assert found.tolist() == pytest.approx([surprise(model, row, 3) for row in ids.tolist()], abs=1e-3)
 
 
-def test_likely_tokens_are_drawn_often_and_impossible_ones_never(writer: tuple[Any, Any], monkeypatch: Any) -> None:
-    model = writer[0]
+def loaded(model: Any, monkeypatch: Any) -> Any:
+    """Have a model say of each of 400 next tokens: 0, 7 or 280, by 5 to 3 to 2."""
     chances = torch.zeros(model.config.vocab_size)
     chances[[0, 7, 280]] = torch.tensor([0.5, 0.3, 0.2])
-    monkeypatch.setattr(
-        model, "forward", lambda input_ids, **_: SimpleNamespace(logits=chances.log().expand(400, 1, -1))
-    )
+    logits = chances.log().expand(400, 1, -1)
+    monkeypatch.setattr(model, "forward", lambda input_ids, **_: SimpleNamespace(logits=logits))
     torch.manual_seed(2)
+    return model
+
+
+def test_likely_tokens_are_drawn_often_and_impossible_ones_never(writer: tuple[Any, Any], monkeypatch: Any) -> None:
+    model = loaded(writer[0], monkeypatch)
     ids, _ = selftext._continued(model, torch.zeros(400, 1, dtype=torch.long), 11)
-    drawn = ids[:, 1:].flatten().bincount(minlength=len(chances)) / 4000
+    drawn = ids[:, 1:].flatten().bincount(minlength=model.config.vocab_size) / 4000
     assert drawn[[0, 7, 280]].tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.03)
     assert float(drawn.sum()) == pytest.approx(float(drawn[[0, 7, 280]].sum()))
 
 
 def test_a_temperature_below_one_draws_likely_tokens_more_often(writer: tuple[Any, Any], monkeypatch: Any) -> None:
-    model = writer[0]
-    chances = torch.zeros(model.config.vocab_size)
-    chances[[0, 7, 280]] = torch.tensor([0.5, 0.3, 0.2])
-    monkeypatch.setattr(
-        model, "forward", lambda input_ids, **_: SimpleNamespace(logits=chances.log().expand(400, 1, -1))
-    )
-    torch.manual_seed(2)
+    model = loaded(writer[0], monkeypatch)
     heat = torch.tensor([1.0, 0.5]).repeat(200)[:, None]
     ids, found = selftext._continued(model, torch.zeros(400, 1, dtype=torch.long), 21, heat)
     drawn = ids[:, 1:].unflatten(0, (200, 2)).transpose(0, 1).flatten(1)

@@ -12,11 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from engine.paths import Home
 from engine.service import Service
-from engine.settings import Settings
 from fusion_tui.api.server import ApiServer
-from tests import tiny
 from tests.api.felix import client
 
 LOADS = """
@@ -27,16 +24,6 @@ model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.f
 said = model.generate(**tokenizer("What is 1 plus 2?", return_tensors="pt"), max_new_tokens=3)
 assert said.shape[1] > 3 and torch.isfinite(model.model.embed_tokens.weight).all()
 """
-
-
-@pytest.fixture
-def service(tmp_path: Path, tiny_model: Path) -> Iterator[Service]:
-    """A service whose model and dataset are real, in place of the package's."""
-    opened = Service(Home(tmp_path / "home"), config=Settings())
-    opened.add_model(str(tiny_model), "tiny")
-    opened.add_dataset(str(tiny.make_rows(tmp_path / "sums.jsonl")), "sums")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
