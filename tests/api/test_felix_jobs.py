@@ -129,7 +129,7 @@ def test_a_job_of_this_dialect_is_in_the_other_too(felix, http):
 
 def test_a_dataset_that_was_removed_leaves_its_place(felix, service):
     with service.store.write() as db:
-        gone = catalog.add_dataset(db, replace(DATA, id=str(uuid.uuid4()), name="leaving"))
+        gone = catalog.add_dataset(db, replace(DATA, id=str(uuid.uuid4()), name="leaving", sha256="1" * 64))
     record = submit(felix, datasets=[{"name": "leaving"}, {"name": DATA.name}])
     with service.store.write() as db:
         catalog.remove(db, gone)

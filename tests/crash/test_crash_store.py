@@ -176,7 +176,6 @@ WRITES: dict[str, Callable[[World, Service], Any]] = {
     "cancel of a queued job": lambda world, service: service.cancel(world.queued),
     "cancel of a running job": lambda world, service: service.cancel(world.running),
     "retry": lambda world, service: service.retry(world.failed),
-    "delete": lambda world, service: service.delete(world.failed),
     "claim": take_job,
     "commit": lambda world, service: attempt_of(world, service, pid=7, start_ticks=8),
     "ingest": lambda world, service: ingest(service.store, attempt_of(world, service)),
