@@ -6,9 +6,18 @@ from typing import Any
 
 import click
 
+from engine.service import Job
 from fusion_tui import daemon
 from fusion_tui.cli.output import Session, document, json_option, pass_session, say
 from fusion_tui.cli.runs import job_document
+
+
+def _tell(job: Job, words: str, *, as_json: bool) -> None:
+    """Print the job as it is now, or in words what comes of the command."""
+    if as_json:
+        document(job_document(job))
+    else:
+        say(words)
 
 
 @click.command()
@@ -18,10 +27,7 @@ from fusion_tui.cli.runs import job_document
 def cancel(session: Session, *, job_ref: str, as_json: bool) -> None:
     """Stop a run: it finishes its step and saves first."""
     job = session.service.cancel(session.service.find_job(job_ref).id)
-    if as_json:
-        document(job_document(job))
-    else:
-        say(f"{job.name} is cancelled." if job.finished else f"{job.name} stops after its step.")
+    _tell(job, f"{job.name} is cancelled." if job.finished else f"{job.name} stops after its step.", as_json=as_json)
 
 
 @click.command()
@@ -33,10 +39,7 @@ def retry(session: Session, *, job_ref: str, as_json: bool) -> None:
     service = session.service
     job = service.retry(service.find_job(job_ref).id)
     daemon.ensure_running(service.home)
-    if as_json:
-        document(job_document(job))
-    else:
-        say(f"{job.name} is queued again.")
+    _tell(job, f"{job.name} is queued again.", as_json=as_json)
 
 
 @click.command()
@@ -46,10 +49,7 @@ def retry(session: Session, *, job_ref: str, as_json: bool) -> None:
 def checkpoint(session: Session, *, job_ref: str, as_json: bool) -> None:
     """Have a run save a checkpoint now, at the end of its step; it goes on."""
     job = session.service.save_now(session.service.find_job(job_ref).id)
-    if as_json:
-        document(job_document(job))
-    else:
-        say(f"{job.name} saves at the end of its step. See: fusion-tui checkpoints {job.id[:8]}")
+    _tell(job, f"{job.name} saves at the end of its step. See: fusion-tui checkpoints {job.id[:8]}", as_json=as_json)
 
 
 @click.command()
@@ -74,10 +74,7 @@ def edit(
     given: dict[str, Any] = {"name": name, "tags": list(tags) if tags or no_tags else None, "notes": notes}
     changes = {field: value for field, value in given.items() if value is not None}
     job = session.service.edit(session.service.find_job(job_ref).id, changes)
-    if as_json:
-        document(job_document(job))
-    else:
-        say(f"{job.name}  tags: {', '.join(job.tags) or 'none'}  notes: {job.notes or 'none'}")
+    _tell(job, f"{job.name}  tags: {', '.join(job.tags) or 'none'}  notes: {job.notes or 'none'}", as_json=as_json)
 
 
 @click.command()

@@ -7,6 +7,7 @@ clients look at is written down once.
 from __future__ import annotations
 
 from functools import lru_cache
+from operator import attrgetter
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -23,6 +24,8 @@ router = APIRouter(
     prefix="/jobs/{id}", tags=["jobs"], dependencies=SCHEMES, responses=errors.documented(401, 403, 404, 421, 422, 503)
 )
 
+FIELDS = tuple(answers.Point.model_fields)
+values = attrgetter(*FIELDS)
 KEPT_POINTS = 5000  # the most of an answer that is worth keeping
 
 MaxPoints = Annotated[
@@ -32,23 +35,9 @@ MaxPoints = Annotated[
 
 def written_points(job_id: str, thinned: Thinned) -> bytes:
     """Return what `answers.Metrics` comes to as JSON, in a third of the time: there may be thousands of points."""
-    points = [
-        {
-            "ts": iso(point.ts),
-            "step": point.step,
-            "cycle": point.cycle,
-            "phase": point.phase,
-            "loss": point.loss,
-            "lr": point.lr,
-            "throughput": point.throughput,
-            "vram_gb": point.vram_gb,
-            "grad_norm": point.grad_norm,
-            "tokens": point.tokens,
-            "epoch": point.epoch,
-            "step_s": point.step_s,
-        }
-        for point in thinned.points
-    ]
+    points = [dict(zip(FIELDS, values(point), strict=True)) for point in thinned.points]
+    for point in points:
+        point["ts"] = iso(point["ts"])
     own = (point.step for point in thinned.points if point.phase in OWN)
     latest = max(own, default=thinned.latest_step)
     answer = {"job_id": job_id, "count": len(points), "latest_step": latest, "points": points}
