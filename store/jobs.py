@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from store import states
@@ -32,7 +33,10 @@ _DUE = (
 
 @dataclass(frozen=True)
 class Job:
-    """A job as stored. Times are seconds since 1970; `eta_s` is seconds; `fence` counts claims."""
+    """A job as stored. Times are seconds since 1970; `eta_s` is seconds; `fence` counts claims.
+
+    Nobody changes one, nor what it holds: the same object is given to all who ask.
+    """
 
     seq: int
     id: str
@@ -71,6 +75,9 @@ class Job:
     save_requested: bool = False
     delete_requested: bool = False  # once the worker has stopped, with the model that the job made
 
+    def __hash__(self) -> int:
+        return hash((self.id, self.state, self.step))
+
     @property
     def finished(self) -> bool:
         """Whether the job has reached completed, failed or cancelled."""
@@ -97,7 +104,13 @@ class Event:
 
 
 def _job(row: Mapping[str, Any]) -> Job:
-    values = dict(row)
+    """Return a row as a job; the same object for as long as the row is the same, for most are asked for again."""
+    return _read(tuple(row), tuple(row.values()))
+
+
+@lru_cache(maxsize=2048)
+def _read(names: tuple[str, ...], texts: tuple[Any, ...]) -> Job:
+    values = dict(zip(names, texts, strict=True))
     for field in ("hyperparams", "tags"):
         values[field] = json.loads(values[field])
     values["plan"] = json.loads(values["plan"]) if values["plan"] else None

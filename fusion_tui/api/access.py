@@ -8,9 +8,8 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from fastapi import Depends, HTTPException, Path, Request, Security
+from fastapi import Depends, HTTPException, Path, Request
 from fastapi.params import Depends as Dependency
-from fastapi.security import APIKeyHeader, HTTPBearer
 
 from engine.service import Key, Service
 from store.errors import NotFound
@@ -19,12 +18,6 @@ UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 LARGEST = 2**63 - 1  # of SQLite's integers
 
 Scope = Literal["train", "read", "datasets", "models", "billing"]
-
-# The guard has looked at the key before; these two only tell OpenAPI how to send it: either will do.
-SCHEMES = [
-    Security(HTTPBearer(auto_error=False, scheme_name="Bearer")),
-    Security(APIKeyHeader(name="X-API-Key", auto_error=False, scheme_name="ApiKey")),
-]
 
 
 def needs(scope: Scope) -> Dependency:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime, timezone
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -14,7 +15,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 def iso(seconds: float) -> str:
     """Return seconds since 1970 as ISO-8601 in UTC, with milliseconds and a Z."""
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    whole, micros = divmod(round(seconds * 1_000_000), 1_000_000)
+    return f"{_second(whole)}.{micros // 1000:03d}Z"
+
+
+@lru_cache(maxsize=4096)  # a curve has many points to a second, and is asked for again
+def _second(whole: int) -> str:
+    return datetime.fromtimestamp(whole, timezone.utc).isoformat()[:19]
 
 
 def _time(value: Any) -> Any:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fusion_tui.api.guard import OPEN_PATHS, SIGNED
+
 DESCRIPTION = """Train, grow and shrink language models on this machine: one table of jobs, in two dialects.
 
 Dialect A lies at `/` and again at `/api`, dialect B at `/felix`; both see the same jobs, models and datasets. Every
@@ -60,8 +62,21 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 
 
-def complete(schemas: dict[str, Any]) -> None:
-    """Add the examples to the component schemas that have none."""
+# How the guard takes a key: either will do.
+KEYS = {
+    "Bearer": {"type": "http", "scheme": "bearer"},
+    "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+def complete(document: dict[str, Any]) -> None:
+    """Add the examples of bodies that have none, and the key to every operation that the guard asks one for."""
+    parts = document["components"]
     for name, example in EXAMPLES.items():
-        if name in schemas:
-            schemas[name].setdefault("examples", [example])
+        if name in parts["schemas"]:
+            parts["schemas"][name].setdefault("examples", [example])
+    parts["securitySchemes"] = KEYS
+    for path, operations in document["paths"].items():
+        if path not in OPEN_PATHS and not path.startswith(SIGNED):
+            for operation in operations.values():
+                operation["security"] = [{name: []} for name in KEYS]

@@ -11,13 +11,12 @@ import re
 import sqlite3
 
 from fastapi import HTTPException
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.service import Key, Service
-from fusion_tui.api import docs, errors
-from store.errors import StoreBusy, StoreError
+from fusion_tui.api import docs, errors, threads
+from store.errors import StoreError
 
 MAX_BODY = 1024 * 1024
 MAX_TARGET = 8 * 1024
@@ -175,14 +174,11 @@ class Guard:
             raise HTTPException(403, fault)
 
     async def _key_of(self, secret: str) -> Key | None:
-        """Look here, which takes a tenth of what going to another thread does; wait there, where the store is busy."""
         if not self._impatient:
+            # This thread's connection, which is the loop's: what is done at once never waits for the store.
             self._service.store.read().execute("PRAGMA busy_timeout=0")
-            self._impatient = True  # this thread's connection, which is the loop's
-        try:
-            return self._service.authenticate(secret)
-        except StoreBusy:
-            return await run_in_threadpool(self._service.authenticate, secret)
+            self._impatient = True
+        return await threads.at_once(self._service.authenticate, secret)
 
     async def _authenticate(self, headers: Headers) -> Key:
         """Return the request's key. Raises HTTPException 401. The store compares hashes, not secrets."""

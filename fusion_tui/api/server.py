@@ -62,7 +62,7 @@ class Api(FastAPI):
             ]
             bodies += felix.BODIES
             document["components"]["schemas"].update(body.schemas(bodies))
-            complete(document["components"]["schemas"])
+            complete(document)
         assert self.openapi_schema is not None
         return self.openapi_schema
 
@@ -188,7 +188,7 @@ class ApiServer:
             uvicorn.Config(
                 app,
                 http=BoundedH11Protocol,
-                loop="asyncio",
+                loop="auto",
                 ws="none",
                 lifespan="off",
                 log_config=None,

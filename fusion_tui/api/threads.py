@@ -1,7 +1,8 @@
-"""Threads of their own for what takes long.
+"""Where a route's work is done: in the loop's own thread, or in threads of its kind.
 
 The rule: what may take seconds never takes the threads that every other request needs: each kind of it has a few, and
-what waits for one of them holds none.
+what waits for one of them holds none. What takes less than going to another thread stays here, unless the store is
+busy: nothing ever waits in the loop's thread.
 """
 
 from __future__ import annotations
@@ -14,8 +15,26 @@ from typing import ParamSpec, TypeVar
 from anyio import CapacityLimiter, to_thread
 from fastapi import HTTPException, Request
 
+from store.errors import StoreBusy
+
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+async def at_once(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what a few reads of the store come to: made here, or in another thread where the store is busy.
+
+    To go there and back takes several times as long as such reads do, most of it waiting for this interpreter's turn.
+    """
+    try:
+        return work(*args, **kwargs)
+    except StoreBusy:
+        return await elsewhere(work, *args, **kwargs)
+
+
+async def elsewhere(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what `work` does in one of the threads that every request may take."""
+    return await to_thread.run_sync(partial(work, *args, **kwargs))
 
 
 @dataclass(frozen=True)

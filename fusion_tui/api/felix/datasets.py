@@ -17,7 +17,7 @@ from engine.data import exporting
 from engine.service import Dataset, Service, Version
 from engine.transfer.signing import LIFETIME_S
 from fusion_tui.api import body, errors
-from fusion_tui.api.access import DATASETS, LARGEST, READ, SCHEMES, Engine
+from fusion_tui.api.access import DATASETS, LARGEST, READ, Engine
 from fusion_tui.api.felix import dataset_answers as answers
 from fusion_tui.api.signed import address, upload_path
 from store.errors import NotFound
@@ -34,7 +34,6 @@ Number = Annotated[int, InPath(ge=1, le=LARGEST)]
 router = APIRouter(
     prefix="/datasets",
     tags=["felix: datasets"],
-    dependencies=SCHEMES,
     responses=errors.documented(401, 403, 421, 422, 503),
 )
 

@@ -15,7 +15,7 @@ from engine.errors import Conflict, InvalidRequest, KeyReused
 from engine.service import Job, Service, states
 from engine.transfer.signing import LIFETIME_S
 from fusion_tui.api import body, errors, rate, signed
-from fusion_tui.api.access import LARGEST, MODELS, READ, SCHEMES, TRAIN, Engine, Id
+from fusion_tui.api.access import LARGEST, MODELS, READ, TRAIN, Engine, Id
 from fusion_tui.api.felix import answers, records, requests, tailing, translating
 from fusion_tui.api.felix.statuses import OF_STATE, Status, states_of
 
@@ -26,7 +26,6 @@ _LAST_EVENT = re.compile(r"[0-9]{1,18}", re.ASCII)
 router = APIRouter(
     prefix="/training-jobs",
     tags=["felix: training jobs"],
-    dependencies=SCHEMES,
     responses=errors.documented(401, 403, 421, 422, 503),
 )
 

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Query
 
 from engine.service import states
 from fusion_tui.api import errors
-from fusion_tui.api.access import READ, SCHEMES, Engine
+from fusion_tui.api.access import READ, Engine
 from fusion_tui.api.felix import answers, records
 from fusion_tui.api.felix.requests import BaseModelQuery
 
-router = APIRouter(tags=["felix: models"], dependencies=SCHEMES, responses=errors.documented(401, 403, 421, 422, 503))
+router = APIRouter(tags=["felix: models"], responses=errors.documented(401, 403, 421, 422, 503))
 
 
 @router.get("/base-models", dependencies=READ)

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Depends
 
 from engine.jobs import features
 from fusion_tui.api import body, errors
-from fusion_tui.api.access import SCHEMES, TRAIN, Engine, Id, as_uuid
+from fusion_tui.api.access import TRAIN, Engine, Id, as_uuid
 from fusion_tui.api.felix import answers
 from store.errors import NotFound
 
 _ERRORS = errors.documented(400, 401, 403, 408, 413, 415, 421, 422, 503)
-router = APIRouter(tags=["felix: not yet"], dependencies=[*SCHEMES, *TRAIN], responses=_ERRORS)
-inference = APIRouter(tags=["felix: not yet"], dependencies=[*SCHEMES, *TRAIN], responses=_ERRORS)
+router = APIRouter(tags=["felix: not yet"], dependencies=TRAIN, responses=_ERRORS)
+inference = APIRouter(tags=["felix: not yet"], dependencies=TRAIN, responses=_ERRORS)
 # What these read is not looked at yet, so any object will do.
 _ANY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
 

@@ -15,10 +15,10 @@ from engine.jobs.specs import REQUESTS
 from engine.service import Overview as Counted
 from engine.service import Usage as Used
 from fusion_tui.api import body, errors
-from fusion_tui.api.access import SCHEMES, Engine, needs
+from fusion_tui.api.access import Engine, needs
 from fusion_tui.api.answer import Answer
 
-router = APIRouter(tags=["billing"], dependencies=SCHEMES, responses=errors.documented(401, 403, 421, 422, 503))
+router = APIRouter(tags=["billing"], responses=errors.documented(401, 403, 421, 422, 503))
 
 BILLING = [needs("billing")]
 DAYS_AT_MOST = 366

@@ -14,14 +14,13 @@ from engine.catalog import SEQ_LEN_LEAST, SEQ_LEN_MOST
 from engine.errors import InvalidData, UnknownReference
 from engine.service import Service
 from fusion_tui.api import body, errors, threads
-from fusion_tui.api.access import DATASETS, READ, SCHEMES, Engine, Id
+from fusion_tui.api.access import DATASETS, READ, Engine, Id
 from fusion_tui.api.fusion import entries
 from store.errors import NotFound
 
 router = APIRouter(
     prefix="/datasets",
     tags=["datasets"],
-    dependencies=SCHEMES,
     responses=errors.documented(401, 403, 421, 422, 503),
 )
 

@@ -6,20 +6,22 @@ The rule: a route translates, calls the service, translates back; what may be do
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
 from engine.jobs.editing import JobEdit
 from engine.jobs.specs import REQUESTS
-from fusion_tui.api import body, errors
-from fusion_tui.api.access import LARGEST, READ, SCHEMES, TRAIN, Engine, Id
+from fusion_tui.api import body, errors, threads
+from fusion_tui.api.access import LARGEST, READ, TRAIN, Engine, Id
 from fusion_tui.api.fusion import answers
 from fusion_tui.api.fusion.plan import MemoryPlan
-from fusion_tui.api.writing import written
+from fusion_tui.api.fusion.writing import listed, written
 from store.errors import NotFound
 
-router = APIRouter(tags=["jobs"], dependencies=SCHEMES, responses=errors.documented(401, 403, 421, 422, 503))
+router = APIRouter(tags=["jobs"], responses=errors.documented(401, 403, 421, 422, 503))
+
+AT_ONCE = 200  # jobs: to list more, or to look that far, would keep other requests waiting
 
 
 @router.post(
@@ -34,7 +36,7 @@ router = APIRouter(tags=["jobs"], dependencies=SCHEMES, responses=errors.documen
 def submit_job(service: Engine, payload: body.JsonObject) -> Response:
     """Queue a job. The same idempotency key with the same payload answers 200 and the same job."""
     submission = service.submit(payload)
-    return written(answers.Job.of(submission.job), 201 if submission.created else 200)
+    return written(submission.job, 201 if submission.created else 200)
 
 
 @router.post(
@@ -54,23 +56,28 @@ def plan_job(
 
 
 @router.get("/jobs", dependencies=READ, response_model=list[answers.Job])
-def list_jobs(
+async def list_jobs(
     service: Engine,
     status: answers.Status | None = None,
     limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
     offset: Annotated[int, Query(ge=0, le=LARGEST)] = 0,
 ) -> Response:
     """List jobs, newest first."""
-    return written([answers.Job.of(job) for job in service.jobs(status=status, limit=limit, offset=offset)])
+    how = threads.at_once if limit is not None and limit + offset <= AT_ONCE else threads.elsewhere
+    return await how(_listed, service, status=status, limit=limit, offset=offset)
+
+
+def _listed(service: Engine, **wanted: Any) -> Response:
+    return listed(service.jobs(**wanted))
 
 
 jobs = APIRouter(prefix="/jobs/{id}", responses=errors.documented(404))
 
 
 @jobs.get("", dependencies=READ, response_model=answers.Job)
-def get_job(service: Engine, job_id: Id) -> Response:
+async def get_job(service: Engine, job_id: Id) -> Response:
     """Show one job."""
-    return written(answers.Job.of(service.job(job_id)))
+    return written(await threads.at_once(service.job, job_id))
 
 
 @jobs.get("/events", dependencies=READ)

@@ -12,10 +12,10 @@ from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from fusion_tui.api import body, errors
-from fusion_tui.api.access import READ, SCHEMES, TRAIN, Engine, Id, Scope
+from fusion_tui.api.access import READ, TRAIN, Engine, Id, Scope
 from fusion_tui.api.answer import Answer, Timestamp
 
-router = APIRouter(tags=["keys"], dependencies=SCHEMES, responses=errors.documented(401, 403, 421, 422, 503))
+router = APIRouter(tags=["keys"], responses=errors.documented(401, 403, 421, 422, 503))
 
 
 def _once(scopes: list[Scope]) -> list[Scope]:

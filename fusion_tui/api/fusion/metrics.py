@@ -16,16 +16,15 @@ from pydantic_core import to_json
 
 from engine.service import OWN, Service, Thinned
 from fusion_tui.api import errors, threads
-from fusion_tui.api.access import LARGEST, READ, SCHEMES, Engine, Id
+from fusion_tui.api.access import LARGEST, READ, Engine, Id
 from fusion_tui.api.answer import iso
 from fusion_tui.api.fusion import answers
 
-router = APIRouter(
-    prefix="/jobs/{id}", tags=["jobs"], dependencies=SCHEMES, responses=errors.documented(401, 403, 404, 421, 422, 503)
-)
+router = APIRouter(prefix="/jobs/{id}", tags=["jobs"], responses=errors.documented(401, 403, 404, 421, 422, 503))
 
 FIELDS = tuple(answers.Point.model_fields)
 values = attrgetter(*FIELDS)
+AT_ONCE = 200  # steps: what a client who follows a run has not seen yet
 KEPT_POINTS = 5000  # the most of an answer that is worth keeping
 
 MaxPoints = Annotated[
@@ -52,6 +51,12 @@ def _thinned(service: Service, job_id: str, since_step: int, most: int) -> bytes
     return (_kept if len(thinned.points) <= KEPT_POINTS else written_points)(job_id, thinned)
 
 
+def _newest(service: Service, job_id: str, since_step: int) -> bytes | None:
+    """Return the points beyond a step, where these are of the last few steps alone."""
+    few = since_step >= 0 and service.latest_step(job_id) - since_step <= AT_ONCE
+    return _whole(service, job_id, since_step) if few else None
+
+
 def _whole(service: Service, job_id: str, since_step: int) -> bytes:
     service.job(job_id)
     latest = service.latest_step(job_id)
@@ -75,10 +80,14 @@ async def get_metrics(
     With `max_points`, a longer curve is thinned: the first and the last point stay, evaluations as far as there is
     room, and of every part of the rest the points of the least and the greatest loss.
     """
-    if max_points is None:
-        body = await threads.run(request, threads.WHOLE_CURVES, _whole, service, job_id, since_step)
+    if max_points is not None:
+        body: bytes | None = await threads.run(
+            request, threads.CURVES, _thinned, service, job_id, since_step, max_points
+        )
     else:
-        body = await threads.run(request, threads.CURVES, _thinned, service, job_id, since_step, max_points)
+        body = await threads.at_once(_newest, service, job_id, since_step)
+        if body is None:
+            body = await threads.run(request, threads.WHOLE_CURVES, _whole, service, job_id, since_step)
     return Response(body, media_type=JSONResponse.media_type)
 
 

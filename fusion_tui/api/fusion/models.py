@@ -12,14 +12,14 @@ from fastapi import APIRouter, Query, Request
 
 from engine.transfer import downloads
 from fusion_tui.api import errors
-from fusion_tui.api.access import MODELS, READ, SCHEMES, Engine, Id
+from fusion_tui.api.access import MODELS, READ, Engine, Id
 from fusion_tui.api.felix import records
 from fusion_tui.api.felix.answers import BaseModels
 from fusion_tui.api.felix.requests import BaseModelQuery
 from fusion_tui.api.fusion import entries
 from fusion_tui.api.signed import address, file_path, trained_model
 
-router = APIRouter(tags=["models"], dependencies=SCHEMES, responses=errors.documented(401, 403, 421, 422, 503))
+router = APIRouter(tags=["models"], responses=errors.documented(401, 403, 421, 422, 503))
 
 
 @router.get("/base-models", dependencies=READ)

@@ -15,10 +15,10 @@ from engine.plans.advice import Advice
 from engine.plans.planning import MemoryReport
 from engine.plans.recommend import DISCLAIMER, TRAIN
 from fusion_tui.api import body, errors
-from fusion_tui.api.access import READ, SCHEMES, Engine
+from fusion_tui.api.access import READ, Engine
 from fusion_tui.api.answer import Answer
 
-router = APIRouter(prefix="/training", tags=["training"], dependencies=SCHEMES)
+router = APIRouter(prefix="/training", tags=["training"])
 
 
 class RecommendRequest(BaseModel):

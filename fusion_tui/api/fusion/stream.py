@@ -18,13 +18,13 @@ from starlette.concurrency import run_in_threadpool
 
 from engine.service import Thinned
 from fusion_tui.api import errors, following, threads
-from fusion_tui.api.access import LARGEST, READ, SCHEMES, Engine, Id
+from fusion_tui.api.access import LARGEST, READ, Engine, Id
 from fusion_tui.api.answer import Answer
 from fusion_tui.api.following import News, Place
 from fusion_tui.api.fusion import answers
 from fusion_tui.api.fusion.metrics import written_points
 
-router = APIRouter(tags=["jobs"], dependencies=SCHEMES, responses=errors.documented(401, 403, 404, 421, 422, 503))
+router = APIRouter(tags=["jobs"], responses=errors.documented(401, 403, 404, 421, 422, 503))
 
 _ID = re.compile(r"(-1|[0-9]{1,18}):([0-9]{1,18}):([0-9]{1,18}):([0-9]{1,18}\.[0-9]{1,9})", re.ASCII)
 

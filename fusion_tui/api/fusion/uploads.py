@@ -8,11 +8,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from fusion_tui.api import body, errors
-from fusion_tui.api.access import DATASETS, SCHEMES, Engine
+from fusion_tui.api.access import DATASETS, Engine
 from fusion_tui.api.fusion import entries
 from fusion_tui.api.signed import address, upload_path
 
-router = APIRouter(tags=["datasets"], dependencies=SCHEMES, responses=errors.documented(401, 403, 421, 422, 503))
+router = APIRouter(tags=["datasets"], responses=errors.documented(401, 403, 421, 422, 503))
 
 
 @router.post(
