@@ -7,11 +7,15 @@ second in all, however long the answers take); each goes through the reading req
 SUBMIT_EVERY-th request of all is a submit. Then the same clients ask without a pause, which tells what the server can
 do at most, and nothing about waiting: there it is the queue that is measured.
 
+Beside it, in the same run and beside the same training, a route of FastAPI that does nothing, in a process that does
+nothing else, answers the same clients as often: what no server written with it goes below on this machine at this time.
+
 How a store is kept decides a good part of it: with a write-ahead log nobody who reads waits for who writes; without one
 (an SQLite before 3.51.3 and its like, see `store.db`) every commit keeps the readers out while the disk flushes. --wal
-measures with the log whatever the SQLite here is: what a newer one would do.
+measures with the log whatever the SQLite here is: what a newer one would do. --cores 1 has the training take one core,
+as a worker does whose model is on a card; without it, it takes them all.
 
-    python -m bench.api [--wal] [--jobs 10000] [--points 1000000] [--clients 50] [--pause 1.0] [--seconds 30] [--json]
+    python -m bench.api [--wal] [--cores 1] [--jobs 10000] [--points 1000000] [--clients 50] [--pause 1.0] [--seconds 30] [--json]
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from engine.paths import Home
 from engine.service import Service
 from engine.settings import Settings
@@ -52,12 +58,20 @@ BARS = {
     "GET /jobs?limit=50": 20.0,
     "POST /jobs": 50.0,
 }
+BARE = "a bare route, in its own process"
+BARE_APP = """
+import sys, fastapi, uvicorn
+app = fastapi.FastAPI()
+app.get("/")(lambda: {})
+uvicorn.run(app, port=int(sys.argv[1]), loop="auto", http="h11", log_level="error")
+"""
 SUBMIT_EVERY = 25
 GROWS_BY = 10  # points, every GROWS_EVERY seconds
 GROWS_EVERY = 0.5
 LONG = str(uuid.UUID(int=7))
 TRAINING = {"type": "finetune", "base_model_id": "starter", "dataset_id": "starter", "hyperparams": {"steps": 100_000}}
 CLOSED_S = 5.0
+LARGEST = 2**20  # bytes of an answer: a client that reads in small pieces measures itself
 WITH_LOG = "import store.db; store.db.wal_is_safe = lambda version: True; from fusion_tui.daemon import main; main()"
 
 
@@ -65,7 +79,7 @@ WITH_LOG = "import store.db; store.db.wal_is_safe = lambda version: True; from f
 class Taken:
     """Seconds that each kind of request took, and how many were answered otherwise than well."""
 
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in BARS})
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in [*BARS, BARE]})
     failed: int = 0
 
     def rows(self) -> dict[str, dict[str, float]]:
@@ -134,7 +148,7 @@ class Client:
         text = json.dumps(body) if body else ""
         kind = f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n" if body else ""
         if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port, limit=LARGEST)
         reader, writer = self._streams
         writer.write(f"{method} {path} HTTP/1.1\r\n{self._head}{kind}\r\n{text}".encode())
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
@@ -162,6 +176,8 @@ class Load:
 
     def _next(self, turn: int) -> tuple[str, str, str, Any]:
         self._sent += 1
+        if not self._key:
+            return BARE, "GET", "/", None
         if not self._sent % SUBMIT_EVERY:
             return "POST /jobs", "POST", "/jobs", TRAINING | {"idempotency_key": str(uuid.uuid4())}
         paths = {
@@ -202,6 +218,23 @@ def grow(service: Service, newest: list[int], stop: threading.Event) -> None:
         newest[0] += GROWS_BY
 
 
+def bare(training: str, newest: list[int], asked: argparse.Namespace) -> Taken:
+    """Return what the bare route takes of the same clients."""
+    port = free_port()
+    server = subprocess.Popen([sys.executable, "-c", BARE_APP, str(port)])
+    try:
+
+        def is_up() -> bool:
+            with socket.socket() as connection:
+                return connection.connect_ex(("127.0.0.1", port)) == 0
+
+        eventually(is_up, within=60, what="the bare server")
+        return uvloop.run(Load(port, "", training, newest).run(asked.clients, asked.pause, asked.seconds))
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
     """Fill a store, start server and training, load it; return the figures."""
     if asked.wal:
@@ -211,10 +244,11 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         service = Service(home, config=Settings())
         fill(service, asked.jobs, asked.points)
         mode = service.store.read().execute("PRAGMA journal_mode").fetchone()[0]
+        threads = {"OMP_NUM_THREADS": str(asked.cores)} if asked.cores else {}
         log = (Path(folder) / "server.log").open("wb")
         server = subprocess.Popen(
             [sys.executable, *(["-c", WITH_LOG] if asked.wal else ["-m", "fusion_tui.daemon"]), "--port", str(port)],
-            **{"env": {**os.environ, "FUSION_HOME": str(home.root)}, "stdout": log, "stderr": log},
+            **{"env": {**os.environ, "FUSION_HOME": str(home.root)} | threads, "stdout": log, "stderr": log},
         )
         stop, newest = threading.Event(), [asked.points]
         try:
@@ -223,15 +257,16 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             eventually(lambda: service.job(training).step > 0, within=300, what="the training's first step")
             key = service.token()
             begun = time.perf_counter()
-            asyncio.run(Client(port, key).ask("GET", f"/jobs/{LONG}/metrics?max_points=1000"))
+            uvloop.run(Client(port, key).ask("GET", f"/jobs/{LONG}/metrics?max_points=1000"))
             cold = time.perf_counter() - begun
             grower = threading.Thread(target=grow, args=(service, newest, stop))
             grower.start()
             before, at = service.job(training).step, time.perf_counter()
             load = os.getloadavg()[0]
-            opened = asyncio.run(Load(port, key, training, newest).run(asked.clients, asked.pause, asked.seconds))
+            opened = uvloop.run(Load(port, key, training, newest).run(asked.clients, asked.pause, asked.seconds))
             steps = (service.job(training).step - before) / (time.perf_counter() - at)
-            closed = asyncio.run(Load(port, key, training, newest).run(asked.clients, 0.0, CLOSED_S))
+            closed = uvloop.run(Load(port, key, training, newest).run(asked.clients, 0.0, CLOSED_S))
+            floor = bare(training, newest, asked)
             stop.set()
             grower.join()
         finally:
@@ -246,7 +281,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     total = sum(map(len, closed.seconds.values()))
     return {
         "journal_mode": mode,
-        "polled": opened.rows(),
+        "polled": opened.rows() | floor.rows(),
         "without_a_pause": closed.rows(),
         "most_requests_per_second": total / CLOSED_S,
         "first_reading_of_the_long_curve_s": cold,
@@ -263,6 +298,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--pause", type=float, default=1.0)
     parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--cores", type=int, help="that the training takes: 1, as on a card; else all")
     parser.add_argument("--wal", action="store_true")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
@@ -274,10 +310,11 @@ def main() -> None:
     print(f"{asked.jobs:,} jobs, one with {asked.points:,} points and growing; a training beside")
     rate = asked.clients / asked.pause
     print(f"{asked.clients} clients, each every {asked.pause:g} s: {rate:.0f} requests/s; {found['journal_mode']} mode")
-    print(f"{'':<32}{'requests':>9}{'p50':>9}{'p99':>9}{'most':>9}{'bar p99':>10}")
+    print(f"{'':<34}{'requests':>9}{'p50':>9}{'p99':>9}{'most':>9}{'bar p99':>10}")
     for name, row in found["polled"].items():
         times = "".join(f"{row[key]:>7.1f}ms" for key in ("p50_ms", "p99_ms", "max_ms"))
-        print(f"{name:<32}{row['requests']:>9}{times}{BARS[name]:>8.0f}ms")
+        bar = f"{BARS[name]:>8.0f}ms" if name in BARS else ""
+        print(f"{name:<34}{row['requests']:>9}{times}{bar}")
     print(f"without a pause: {found['most_requests_per_second']:.0f} requests/s; of each the time in the queue, p50:")
     print("  " + "; ".join(f"{name} {row['p50_ms']:.0f} ms" for name, row in found["without_a_pause"].items()))
     print(f"the long curve's first reading: {found['first_reading_of_the_long_curve_s']:.1f} s")

@@ -6,6 +6,7 @@ The rule: this is the only module that puts the supervisor and the API together.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -194,6 +195,8 @@ def serve(
         if supervisor:
             _check_after_a_crash(service)
         server = _start_api(service, host, port, optional=api_optional, beside=holder)
+        # What is loaded stays: to look through all of it for garbage keeps every request waiting, for 0.1 s or more.
+        gc.freeze()
         url = server.url if server else None
         if not supervisor:
             announce(f"{holder} This one serves the API at {url} and takes the queue over when that one ends.")

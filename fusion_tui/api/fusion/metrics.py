@@ -25,6 +25,8 @@ router = APIRouter(prefix="/jobs/{id}", tags=["jobs"], responses=errors.document
 FIELDS = tuple(answers.Point.model_fields)
 values = attrgetter(*FIELDS)
 AT_ONCE = 200  # steps: what a client who follows a run has not seen yet
+KEPT_POINTS = 5000  # the most of an answer that is worth keeping
+
 MaxPoints = Annotated[
     int | None, Query(ge=2, le=100_000, description="Thin the curve to so many points; its spikes stay from 8 up.")
 ]
@@ -44,8 +46,12 @@ def written_points(job_id: str, thinned: Thinned) -> bytes:
     return b"%b[%b]}" % (head.removesuffix(b"[]}"), b",".join(map(_text, thinned.points)))
 
 
+_kept = lru_cache(maxsize=16)(written_points)  # a thinned curve is one object for as long as it stands
+
+
 def _thinned(service: Service, job_id: str, since_step: int, most: int) -> bytes:
-    return written_points(job_id, service.thinned(job_id, since_step=since_step, most=most))
+    thinned = service.thinned(job_id, since_step=since_step, most=most)
+    return (_kept if len(thinned.points) <= KEPT_POINTS else written_points)(job_id, thinned)
 
 
 def _newest(service: Service, job_id: str, since_step: int) -> bytes | None:
