@@ -15,7 +15,7 @@ How a store is kept decides a good part of it: with a write-ahead log nobody who
 measures with the log whatever the SQLite here is: what a newer one would do. --cores 1 has the training take one core,
 as a worker does whose model is on a card; without it, it takes them all.
 
-    python -m bench.api [--wal] [--cores 1] [--jobs 10000] [--points 1000000] [--clients 50] [--pause 1.0] [--seconds 30] [--json]
+    python -m bench.api [--wal] [--cores 1] [--jobs 10000] [--points 1000000] [--clients 50] [--seconds 30] [--json]
 """
 
 from __future__ import annotations
