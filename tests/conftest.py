@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine.paths import Home
-from engine.running.supervisor import Supervisor
 from engine.service import Service
 from engine.settings import Settings
 from fusion_tui.api.server import ApiServer
 from tests import tiny, worker
-from tests.supervised import Supervised
+from tests.supervised import Supervised, Supervision, working
 
 # Two training processes that each take both cores slow each other many times over; CI has two.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -28,11 +24,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, made in a process of its own so that tests that need no torch stay light."""
+    """A folder with a tiny model, made by a process with the libraries loaded, so that light tests stay light."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    script = "import sys, pathlib; from tests import tiny; tiny.make_model(pathlib.Path(sys.argv[1]))"
-    root = Path(__file__).parent.parent
-    subprocess.run([sys.executable, "-c", script, str(folder)], check=True, cwd=root)
+    making = worker.begin(tiny.make_model, folder)
+    making.join()
+    assert making.exitcode == 0, "see the output above"
     return folder
 
 
@@ -59,16 +55,19 @@ def supervised(service: Service) -> Iterator[Supervised]:
 
 
 @pytest.fixture
+def attended(service: Service) -> Iterator[Supervision]:
+    """The same service with a supervisor in this process, for tests that do nothing to it but to its workers."""
+    supervision = Supervision(service)
+    with working(service):
+        yield supervision
+    supervision.kill_all()
+
+
+@pytest.fixture
 def served(service: Service) -> Iterator[ApiServer]:
-    """The same service with an API and a supervisor in this process, whose workers need no time to load their
-    libraries."""
+    """The same service with an API and such a supervisor."""
     api = ApiServer(service, "127.0.0.1", 0)
     api.start()
-    working, stop = Supervisor(service, launch=worker.launch), threading.Event()
-    thread = threading.Thread(target=working.run, args=(stop,))
-    thread.start()
-    yield api
-    stop.set()
-    thread.join()
-    working.close()
+    with working(service):
+        yield api
     api.stop()

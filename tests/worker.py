@@ -9,7 +9,9 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,39 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
-def _work(directory: str, dying_at: str = "") -> None:
+@dataclass(frozen=True)
+class Fate:
+    """A signal that a worker sends itself once its journal has come so far: no other process has to be quick for it.
+
+    `words` are a part of the line that brings it about; without any it is the first of training step `step` or later.
+    """
+
+    words: str = ""
+    step: int = 0
+    number: int = signal.SIGKILL
+    after_s: float = 0.0
+
+    def is_told_by(self, data: dict[str, Any]) -> bool:
+        """Say whether this line of the journal brings it about."""
+        if self.words:
+            return self.words in json.dumps(data)
+        return data.get("phase") == "train" and data["step"] >= self.step
+
+    def come(self) -> None:
+        """Come about."""
+        if self.after_s:
+            threading.Timer(self.after_s, os.kill, (os.getpid(), self.number)).start()
+        else:
+            os.kill(os.getpid(), self.number)
+
+
+def _work(directory: str, fate: Fate | None) -> None:
     import torch
 
     from engine.trainer.__main__ import main
 
-    if dying_at:
-        _die_at(dying_at)
+    if fate:
+        _meet(fate)
     os.setsid()
     for stream, name in ((1, "stdout.log"), (2, "stderr.log")):
         os.dup2(os.open(Path(directory) / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), stream)
@@ -36,17 +64,19 @@ def _work(directory: str, dying_at: str = "") -> None:
     os._exit(main(Path(directory)))
 
 
-def _die_at(words: str) -> None:
-    """End this process by signal 9 as soon as it tells that it does what these words are a part of."""
+def _meet(fate: Fate) -> None:
+    """Have this process meet its fate, once."""
     from engine.journal import JournalWriter
 
     append_all = JournalWriter.append_all
+    met: list[Fate] = []
 
     def told(self: JournalWriter, entries: Iterable[tuple[str, dict[str, Any]]], *, durable: bool = False) -> None:
         lines = list(entries)
         append_all(self, lines, durable=durable)
-        if any(words in json.dumps(data) for _, data in lines):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if not met and any(fate.is_told_by(data) for _, data in lines):
+            met.append(fate)
+            fate.come()
 
     JournalWriter.append_all = told  # type: ignore[method-assign]
 
@@ -68,8 +98,8 @@ class Forked:
         return self._process.exitcode
 
 
-def _fork(directory: Path, dying_at: str = "") -> BaseProcess:
-    process = _CONTEXT.Process(target=_work, args=(str(directory), dying_at))
+def _fork(directory: Path, fate: Fate | None = None) -> BaseProcess:
+    process = _CONTEXT.Process(target=_work, args=(str(directory), fate))
     process.start()
     return process
 
@@ -79,14 +109,20 @@ def launch(directory: Path, **_: object) -> Forked:
     return Forked(_fork(directory))
 
 
-def start(directory: Path, order: Order, *, dying_at: str = "") -> BaseProcess:
+def launching(*fates: Fate | None) -> Callable[..., Forked]:
+    """Return a `launch` whose first workers meet these fates in turn, and whose later ones meet none."""
+    left = iter(fates)
+    return lambda directory, **_: Forked(_fork(directory, next(left, None)))
+
+
+def start(directory: Path, order: Order, *, dying_at: str = "", fate: Fate | None = None) -> BaseProcess:
     """Write an attempt's order into its directory, open its gate and start its worker.
 
     `dying_at`: it ends by signal 9 when a line of its journal holds these words.
     """
     order.write(directory)
     (directory / GATE).touch()
-    return _fork(directory, dying_at)
+    return _fork(directory, Fate(dying_at) if dying_at else fate)
 
 
 def begin(work: Callable[..., object], *arguments: object) -> BaseProcess:

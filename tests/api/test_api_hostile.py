@@ -129,7 +129,7 @@ def test_whatever_does_not_end_is_hung_up_on_at_its_deadline(brisk, caplog):
         for name, client in wires.items():
             client.send(brisk.bytes_of(SLOW[name][0]))
         left = dict(wires)
-        deadline = time.monotonic() + 4  # ten times the server's own
+        deadline = time.monotonic() + 30  # for a slow machine; the server's own are the only ones that there are
         while left:
             assert time.monotonic() < deadline, f"still open: {sorted(left)}"
             readable, _, _ = select.select([client.socket for client in left.values()], [], [], 0.02)
@@ -163,7 +163,7 @@ def test_a_client_that_takes_no_answer_is_hung_up_on_and_one_that_takes_it_slowl
             part = slow.take()
             assert part, f"hung up on after {taken} bytes"
             taken += len(part)
-        events = eventually(lambda: hang_up.poll(0), within=5, what="a reset")
+        events = eventually(lambda: hang_up.poll(0), what="a reset")
         assert events[0][1] & (select.POLLHUP | select.POLLERR)
 
 
@@ -180,31 +180,40 @@ def test_idle_connections_beyond_the_limit_are_told_or_hung_up_on_and_the_rest_t
             assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert brisk.connections() <= wire.MAX_CONNECTIONS
         assert all(client.hung_up() for client in idle[:3])
-        eventually(brisk.serves, within=5)
+        eventually(brisk.serves)
+
+
+@pytest.fixture
+def patient(target: Target, monkeypatch: pytest.MonkeyPatch) -> Target:
+    """The server with deadlines that no test lives to see: what it does at once, it does not do for one of these."""
+    for place, name in ((wire, "HEADER_DEADLINE_S"), (wire, "READ_DEADLINE_S"), (guard, "BODY_DEADLINE_S")):
+        monkeypatch.setattr(place, name, 600.0)
+    monkeypatch.setattr(target.server._server.config, "timeout_keep_alive", 600)
+    return target
 
 
 @pytest.mark.parametrize("abruptly", [False, True])
-def test_clients_that_leave_in_the_middle_of_a_body_are_no_error(target, caplog, abruptly):
-    before = target.connections()
-    with unharmed(target, caplog):
+def test_clients_that_leave_in_the_middle_of_a_body_are_no_error(patient, caplog, abruptly):
+    before = patient.connections()
+    with unharmed(patient, caplog):
         for head in (POST + b"Content-Length: 100\r\n\r\n", CHUNKED + b"64\r\n"):
             for _ in range(10):
-                with Wire(target.port) as client:
-                    client.send(target.bytes_of(head + b'{"type"'))
+                with Wire(patient.port) as client:
+                    client.send(patient.bytes_of(head + b'{"type"'))
                     if abruptly:
                         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    eventually(lambda: target.connections() <= before, within=4)  # the shortest deadline is 5 s
+    eventually(lambda: patient.connections() <= before)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HT", get(b"/jobs"), POST + b'Content-Length: 50\r\n\r\n{"type'])
-def test_a_client_that_closes_its_half_is_answered_or_hung_up_on_at_once(target, caplog, sent):
-    with unharmed(target, caplog), Wire(target.port) as client:
-        client.send(target.bytes_of(sent))
+def test_a_client_that_closes_its_half_is_answered_or_hung_up_on_at_once(patient, caplog, sent):
+    with unharmed(patient, caplog), Wire(patient.port) as client:
+        client.send(patient.bytes_of(sent))
         client.socket.shutdown(socket.SHUT_WR)
         began = time.monotonic()
         answer = client.answer()
         assert client.hung_up()
-        assert time.monotonic() - began < 4  # the shortest deadline is 5 s
+        assert time.monotonic() - began < 60
     assert answer is None or answer.status < 500
 
 

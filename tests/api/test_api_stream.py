@@ -184,7 +184,7 @@ def test_a_key_that_is_revoked_loses_its_streams(service, api, bare, running, ke
     with opened(bare, running, **narrow) as stream:
         eventually(lambda: listening(api) == 1)
         service.revoke_key(key.id)
-        eventually(lambda: listening(api) == 0, within=5, what="the stream ends")
+        eventually(lambda: listening(api) == 0, what="the stream ends")
         assert stream.next() is None
     assert bare.get(f"/jobs/{running}", headers=narrow).status_code == 401
 
@@ -243,8 +243,12 @@ def test_the_servers_stop_ends_the_streams_at_once(service, running):
         opened(client, running) as stream,
     ):
         eventually(lambda: commits.listening == 1)
-        stopper = threading.Thread(target=server.stop)
+        # What answers longer is cut off after three seconds; after so many, that is not how it ended.
+        server._server.config.timeout_graceful_shutdown = 600
+        serving, stopper = server._thread, threading.Thread(target=server.stop)
         stopper.start()
         assert stream.next() is None
-        stopper.join(2.5)  # what answers longer is cut off after three seconds
+        stopper.join(60)
         assert not stopper.is_alive()
+        assert serving
+        assert not serving.is_alive()

@@ -221,11 +221,11 @@ def test_a_large_file_never_stands_in_memory(http, bare, service):
 def test_a_file_that_breaks_off_leaves_nothing_and_can_be_sent_again(http, bare, service):
     asked = presign(http)
     with half_sent(asked["url"]):
-        eventually(lambda: service.uploads.get(asked["upload_id"]).state == "uploading", within=10)
+        eventually(lambda: service.uploads.get(asked["upload_id"]).state == "uploading")
         busy = bare.put(asked["url"], content=ROWS)
         assert (busy.status_code, "being sent" in busy.json()["detail"]) == (409, True)
-    eventually(lambda: service.uploads.get(asked["upload_id"]).state == "initialized", within=10)
-    eventually(lambda: left_of(service, asked["upload_id"]) == [], within=10)
+    eventually(lambda: service.uploads.get(asked["upload_id"]).state == "initialized")
+    eventually(lambda: left_of(service, asked["upload_id"]) == [])
     assert bare.put(asked["url"], content=ROWS).status_code == 200
 
 
@@ -242,7 +242,7 @@ def test_a_file_has_a_deadline_from_piece_to_piece_and_none_for_the_whole(http, 
     stalled = presign(http)
     with half_sent(stalled["url"]) as connection:
         assert connection.recv(65536).startswith(b"HTTP/1.1 408")
-    eventually(lambda: service.uploads.get(stalled["upload_id"]).state == "initialized", within=10)
+    eventually(lambda: service.uploads.get(stalled["upload_id"]).state == "initialized")
     assert left_of(service, stalled["upload_id"]) == []
 
 
@@ -330,7 +330,7 @@ def test_a_file_that_a_crash_left_without_its_state_is_to_be_sent_again_and_can_
         again.write(ROWS)
         again.finish()
         way()
-    eventually(lambda: service.uploads.get(named.id).state == "ready", within=10)
+    eventually(lambda: service.uploads.get(named.id).state == "ready")
     assert [service.dataset(name).rows for name in "ab"] == [2, 2]
 
 

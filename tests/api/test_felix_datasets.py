@@ -63,7 +63,7 @@ def ended(http: httpx.Client, name: str, version: int) -> dict[str, Any]:
         found: dict[str, Any] = http.get(f"/felix/datasets/{name}/{version}").json()
         return found if found["status"] in ("ready", "failed") else None
 
-    found = eventually(status, within=20)
+    found = eventually(status, within=60)
     assert found
     return found
 
@@ -225,7 +225,7 @@ def test_files_are_processed_one_after_another_and_a_stop_can_be_taken_up_again(
             again = process(http, asked["dataset_id"])
             assert (again.status_code, "processed already" in again.json()["detail"]) == (409, True)
             assert http.delete(f"/felix/datasets/{'long' if asked is first else 'waits'}/1").status_code == 409
-        eventually(lambda: http.get("/felix/datasets/long/1").json()["status"] == "validating", within=20)
+        eventually(lambda: http.get("/felix/datasets/long/1").json()["status"] == "validating", within=60)
         assert http.get("/felix/datasets/waits/1").json()["status"] == "converting"
     server.stop()
     service.close()
@@ -236,7 +236,7 @@ def test_files_are_processed_one_after_another_and_a_stop_can_be_taken_up_again(
         assert (version.state, "interrupted" in version.detail["message"]) == ("failed", True)
     assert opened.datasets()[0].name == "starter"
     opened.uploads.process(second["dataset_id"])
-    eventually(lambda: opened.uploads.version("waits", 1).state == "ready", within=20)
+    eventually(lambda: opened.uploads.version("waits", 1).state == "ready", within=60)
     opened.close()
 
 

@@ -31,6 +31,9 @@ def work(
     pids: Path,
     *,
     gate_s: float = 30.0,
+    patient: str = "",
+    waits_at: int = -1,
+    waits_for: str = "",
     step_s: float = 0.0,
     at_step: int = -1,
     do: str = "",
@@ -42,14 +45,16 @@ def work(
     """Carry out an order. At `at_step` it comes to a bad end, `do`, in its first `times` attempts.
 
     It leaves `pad` bytes on the disk in each step, as one that saves does; with `config` it makes a model of no more
-    than that config.json. `deaf`: it does not listen to requests to save, as one of an earlier version.
+    than that config.json. `deaf`: it does not listen to requests to save, as one of an earlier version. While the file
+    `patient` is there, it does not lose patience with its gate; at step `waits_at` it waits for the file `waits_for`.
     """
     if deaf:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {process.SAVE})
     (pids / str(os.getpid())).touch()
     real.GATE_SECONDS = gate_s
-    if not real.wait_for_gate(directory):
-        os._exit(3)
+    while not real.wait_for_gate(directory):
+        if not (patient and Path(patient).exists()):
+            os._exit(3)
     order = Order.read(directory)
     reporter = Reporter(JournalWriter(directory / JOURNAL, order.fence))
     stop: list[int] = []
@@ -72,6 +77,8 @@ def work(
             if pad:
                 with (directory / "pad").open("ab", buffering=0) as file:
                     atomic.write_all(file.fileno(), bytes(pad))
+            while step == waits_at and not Path(waits_for).exists():
+                time.sleep(step_s)
             if step == at_step and order.fence <= times:
                 misbehave(do)
             if step % order.hyperparams["save_steps"] == 0 or stop or asked:

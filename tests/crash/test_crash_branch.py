@@ -20,7 +20,9 @@ SETTINGS = {"steps": 6, "seq_len": 96, "batch_size": 2, "lr": 2e-2, "lora_rank":
 
 def launch(directory: Path, **_: object) -> worker.Forked:
     """Start a worker; one that begins to make a model of a checkpoint is killed there, the first time."""
-    return worker.Forked(worker._fork(directory, "making a model" if directory.name == "attempt-1" else ""))
+    return worker.Forked(
+        worker._fork(directory, worker.Fate("making a model") if directory.name == "attempt-1" else None)
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from engine import process
 from engine.running import deaths
 from engine.running.deaths import OomWatch
 from engine.running.supervisor import Supervisor
 from engine.service import Job, Service
 from store import attempts
+from store.attempts import Attempt
 from tests.conditions import eventually
 from tests.crash import light
 
@@ -116,8 +118,17 @@ def test_a_worker_terminated_from_outside_saves_and_goes_on_from_there(opened: O
 
 
 def test_a_worker_that_the_system_killed_for_memory_is_told_so(opened: Open) -> None:
-    service, kills = opened(at_step=2, do="SIGKILL", times=1), iter([0])
-    job = carry_out(service, oom_count=lambda: next(kills, 1))
+    service = opened(at_step=2, do="SIGKILL", times=1)
+
+    def kills() -> int:
+        """Count as the kernel does: one kill, from the moment of it."""
+        ends = [attempt.ended_at or not process.identify(attempt.pid or 0) for attempt in history()]
+        return int(bool(ends and ends[0]))
+
+    def history() -> list[Attempt]:
+        return [attempt for job in service.jobs() for attempt in light.history(service, job.id) if attempt.pid]
+
+    job = carry_out(service, oom_count=kills)
     assert (job.state, job.retries) == ("completed", 1)
     assert losses_of(service, job)[0]["cause"] == "killed by the system for lack of memory"
 

@@ -48,7 +48,7 @@ def integrity(service: Service) -> list[str]:
     return found
 
 
-def run_while_it_fills(disk: Path, executable: Path, moment: str) -> None:
+def run_while_it_fills(disk: Path, executable: Path, moment: str, full: Path) -> None:
     skew = [0.0]
     service = light.open_service(disk / "home", executable)
     job_id = light.submit(service, steps=STEPS, save_steps=20)
@@ -65,6 +65,7 @@ def run_while_it_fills(disk: Path, executable: Path, moment: str) -> None:
     assert service.home.ballast.stat().st_size == BALLAST_BYTES
     eventually(lambda: MOMENTS[moment](service, service.job(job_id)) or not round_done(), what=moment)
     filler = fill_up(disk)
+    full.touch()
 
     def held() -> Job | None:
         job = round_done()
@@ -90,9 +91,11 @@ def run_while_it_fills(disk: Path, executable: Path, moment: str) -> None:
 
 @pytest.mark.parametrize("moment", list(MOMENTS))
 def test_a_run_whose_disk_fills_up_is_held_and_completes_when_there_is_room(tmp_path: Path, moment: str) -> None:
-    executable = light.install(tmp_path / "bin", step_s=0.02, pad=100_000)
+    # It goes on while the disk fills up, but not to its end, however long that takes.
+    full, behaviour = tmp_path / "full", {"step_s": 0.02, "pad": 100_000, "waits_at": STEPS - 10}
+    executable = light.install(tmp_path / "bin", **behaviour, waits_for=str(full))
     disk = tmp_path / "disk"
-    on_a_small_disk(disk, SIZE, run_while_it_fills, disk, executable, moment)
+    on_a_small_disk(disk, SIZE, run_while_it_fills, disk, executable, moment, full)
 
 
 def end_on_a_full_disk(disk: Path, executable: Path) -> None:

@@ -55,7 +55,7 @@ def carry_out(service: Service, supervisor: Supervisor, told: threading.Event) -
     """Carry out the queue in a thread, until it leaves by itself."""
     thread = threading.Thread(target=daemon._carry_out, args=(service.home, supervisor, told, None, 0.0), daemon=True)
     thread.start()
-    eventually(lambda: not thread.is_alive(), within=30, what="the leaving")
+    eventually(lambda: not thread.is_alive(), what="the leaving")
     supervisor.close()
     assert not service.home.supervisor_info.exists()
 

@@ -88,7 +88,7 @@ def jobs_at(port: int, token: str) -> list[str]:
 def test_the_second_reads_until_the_first_is_killed_and_then_adopts_its_worker(serving: Serving) -> None:
     ports = free_port(), free_port()
     service = serving.service
-    job_id = light.submit(service, steps=2000)
+    job_id = light.submit(service, steps=1_000_000)
     first = serving.start(ports[0])
     eventually(lambda: serving.holder() == first.pid, what="the first")
 
@@ -113,13 +113,13 @@ def test_the_second_reads_until_the_first_is_killed_and_then_adopts_its_worker(s
     step = service.job(job_id).step
     first.kill()
     first.wait()
-    eventually(lambda: serving.holder() == second.pid, within=10, what="the takeover")
+    eventually(lambda: serving.holder() == second.pid, what="the takeover")
     eventually(lambda: service.job(job_id).step > step + 5, what="what the worker did meanwhile")
     job, history = service.job(job_id), light.history(service, job_id)
     assert (job.state, job.retries, len(history)) == ("running", 0, 1)
     assert (history[0].pid, history[0].start_ticks) == (worker.pid, worker.start_ticks)
     second.send_signal(signal.SIGTERM)
-    assert second.wait(30) == 0
+    assert second.wait(60) == 0
     assert serving.holder() is None
     assert process.identify(worker.pid or 0) is not None
 
@@ -130,7 +130,7 @@ def test_one_that_stands_by_leaves_the_holder_as_it_is_when_it_is_told_to_go(ser
     second = serving.start(free_port())
     eventually(lambda: "takes the queue over" in serving.said(0), what="the second")
     second.send_signal(signal.SIGTERM)
-    assert second.wait(30) == 0
+    assert second.wait(60) == 0
     assert serving.holder() == os.getpid()
     holder.close()
 

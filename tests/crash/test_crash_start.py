@@ -63,7 +63,10 @@ def calls_that_write(service: Service) -> list[int]:
 
 @pytest.mark.parametrize("action", [faults.die, pytest.param(faults.die_after, marks=pytest.mark.slow)])
 def test_killed_at_each_call_of_a_start_nothing_is_lost_left_or_counted(tmp_path: Path, action: faults.Action) -> None:
-    executable = light.install(tmp_path / "bin", gate_s=1.0)
+    # How long a worker waits for its gate is for the test to say: until all that can be adopted is.
+    patient = tmp_path / "patient"
+    patient.touch()
+    executable = light.install(tmp_path / "bin", gate_s=0.5, patient=str(patient))
     service = light.open_service(tmp_path / "home", executable)
     numbers = calls_that_write(service)
     adopted = 0
@@ -86,6 +89,7 @@ def test_killed_at_each_call_of_a_start_nothing_is_lost_left_or_counted(tmp_path
     service.close()
     assert adopted > 3
     # A worker that nobody committed finds its gate shut, does nothing and leaves.
+    patient.unlink()
     pids = light.spawned(executable)
     assert len(pids) > len(numbers)
-    eventually(lambda: not any(process.identify(pid) for pid in pids), within=10, what="the end of every worker")
+    eventually(lambda: not any(process.identify(pid) for pid in pids), what="the end of every worker")

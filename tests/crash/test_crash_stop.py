@@ -38,7 +38,7 @@ def test_a_stop_whose_note_cannot_be_written_is_signalled_once(
         return real(identity, number, **options)
 
     monkeypatch.setattr("engine.running.supervisor.process.send", count)
-    job_id = light.submit(service, steps=500)
+    job_id = light.submit(service, steps=100_000)
     supervisor = Supervisor(service)
     supervisor._keep_ballast()
     eventually(lambda: supervisor.tick() or service.job(job_id).step >= 5, what="some steps")

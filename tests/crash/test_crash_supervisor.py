@@ -25,7 +25,8 @@ from tests.supervised import Supervised
 
 
 def test_a_worker_goes_on_whatever_becomes_of_its_supervisor_and_the_next_adopts_it(supervised: Supervised) -> None:
-    job = supervised.submit(steps=900, save_steps=50)
+    # More steps than it can make while supervisors start: it is stopped when all is seen.
+    job = supervised.submit(steps=100_000, save_steps=50)
     supervised.until_step(job.id, 10)
     worker = supervised.worker(job.id)
     supervised.send(signal.SIGHUP)  # the terminal that it was started from is gone
@@ -41,22 +42,26 @@ def test_a_worker_goes_on_whatever_becomes_of_its_supervisor_and_the_next_adopts
         supervised.start()
         supervised.until_step(job.id, stored + 1)
         assert supervised.worker(job.id) == worker
+    supervised.service.cancel(job.id)
     done = supervised.until_finished(job.id)
-    assert (done.state, done.retries, done.fence) == ("completed", 0, 1)
+    assert (done.state, done.retries, done.fence) == ("cancelled", 0, 1)
+    assert done.last_checkpoint_step == done.step  # it heard the third supervisor, and saved
     steps = [point.step for point in supervised.service.points(job.id) if point.phase == "train"]
-    assert steps == list(range(1, 901))
+    assert steps == list(range(1, done.step + 1))
 
 
 def test_worker_and_supervisor_killed_together_still_complete(supervised: Supervised) -> None:
-    job = supervised.submit(steps=120)
+    job = supervised.submit(steps=300)
     supervised.until_step(job.id, 25)
+    worker = supervised.worker(job.id)
+    assert process.send(worker, signal.SIGSTOP)  # so that it is not through before its supervisor is gone
     supervised.kill()
-    supervised.kill_worker(job.id)
+    assert process.send(worker, signal.SIGKILL)
     supervised.start()
     done = supervised.until_finished(job.id)
     assert (done.state, done.retries) == ("completed", 1)
     steps = [point.step for point in supervised.service.points(job.id) if point.phase == "train"]
-    assert steps == list(range(1, 121))
+    assert steps == list(range(1, 301))
 
 
 def test_a_second_supervisor_is_refused_and_told_who_runs(supervised: Supervised) -> None:
@@ -145,10 +150,12 @@ def test_a_model_that_is_gone_fails_the_run_with_the_remedy(service: Service) ->
 
 
 def test_one_device_takes_one_run_at_a_time_oldest_first(supervised: Supervised) -> None:
-    first, second = supervised.submit(steps=40), supervised.submit(steps=5)
+    first, second = supervised.submit(steps=100_000), supervised.submit(steps=5)
     supervised.until_step(first.id, 1)
     assert supervised.job(second.id).state == "queued"
+    supervised.service.cancel(first.id)
     assert supervised.until_finished(second.id).state == "completed"
+    assert supervised.job(first.id).state == "cancelled"
     ended = supervised.job(first.id).finished_at or 0
     assert ended <= (supervised.job(second.id).started_at or 0)
     workers = _identities(supervised, [first.id, second.id])

@@ -155,7 +155,7 @@ def test_serve_ends_with_a_signal_and_leaves_no_trace(stocked: Shell, tmp_path: 
     process = subprocess.Popen(command, env=other.environment, stderr=subprocess.PIPE, text=True)
     eventually(lambda: daemon.running(Home(other.home)), what="serve")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=60) == 0
     assert not Home(other.home).supervisor_info.exists()
 
 

@@ -41,7 +41,7 @@ def test_doctor_tells_who_supervises_and_that_it_was_killed(shell: Shell) -> Non
     assert (seen["api"]["level"], seen["port"]["seen"]) == ("ok", f"{shell.port} is the supervisor's")
 
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: daemon.running(Home(shell.home)) is None, within=20)
+    eventually(lambda: daemon.running(Home(shell.home)) is None)
     lines = shell.run("doctor", code=1).stdout.splitlines()
     [number] = [index for index, line in enumerate(lines) if line.startswith("▲ warning  supervisor")]
     assert f"process {pid}, which is gone" in lines[number]

@@ -86,7 +86,7 @@ def of_example(program: str, url: str = "http://127.0.0.1:9") -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
     )
     return done.stdout + done.stderr
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from tests.conditions import eventually
 from tests.supervised import Supervised
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 
 def curl(url: str, *arguments: str) -> tuple[int, Any]:
     """Return (status, body) of a request made with curl."""
-    command = ["curl", "-s", "--max-time", "20", "-w", "\n%{http_code}", *arguments, url]
+    command = ["curl", "-s", "--max-time", "60", "-w", "\n%{http_code}", *arguments, url]
     body, _, status = subprocess.run(command, capture_output=True, text=True, check=True).stdout.rpartition("\n")
     return int(status), json.loads(body) if body else None
 
@@ -46,7 +45,8 @@ def test_a_fine_tune_by_curl_from_submit_to_result(supervised: Supervised) -> No
     assert [known.id for known in supervised.service.jobs()] == [job["id"]]
     assert curl(f"{url}/jobs/{job['id']}/result", *key)[0] == 404
 
-    eventually(lambda: curl(f"{url}/jobs/{job['id']}", *key)[1]["status"] == "completed", within=90, what="the end")
+    supervised.until_finished(job["id"])
+    assert curl(f"{url}/jobs/{job['id']}", *key)[1]["status"] == "completed"
     metrics = curl(f"{url}/jobs/{job['id']}/metrics?since_step=8", *key)[1]
     assert metrics["latest_step"] == 12
     assert sorted({point["step"] for point in metrics["points"]}) == [9, 10, 11, 12]

@@ -20,7 +20,7 @@ import pytest
 
 from engine.doctor.background import workers
 from engine.doctor.finding import Machine
-from engine.service import Service
+from engine.service import Job, Point, Service
 from fusion_tui import daemon
 from fusion_tui import format as fmt
 from tests.conditions import eventually
@@ -58,7 +58,7 @@ class Terminal:
         """Return what is on the screen."""
         return self.tmux("capture-pane", "-p")
 
-    def until(self, text: str, *, within: float = 60.0) -> str:
+    def until(self, text: str, *, within: float = 120.0) -> str:
         """Wait until the screen shows `text`, and return the screen."""
 
         def shown() -> str | None:
@@ -66,13 +66,13 @@ class Terminal:
             return screen if text in screen else None
 
         try:
-            return eventually(shown, within=within)
+            return eventually(shown, within=within, every=0.1)
         except AssertionError:
             raise AssertionError(f"'{text}' was not shown within {within} s:\n{self.screen()}") from None
 
     def until_gone(self, text: str) -> None:
         """Wait until the screen no longer shows `text`."""
-        eventually(lambda: text not in self.screen(), within=20, what=f"the end of '{text}'")
+        eventually(lambda: text not in self.screen(), every=0.1, what=f"the end of '{text}'")
 
     def app(self) -> psutil.Process:
         """Return the process of the app in the window."""
@@ -119,7 +119,7 @@ def test_a_run_made_in_the_app_outlives_it_and_is_found_again(
         first.keys("n")
         first.until("New run: finetune")
         # The cursor is in `steps`, with its value selected; model and dataset are above.
-        first.keys("6", "0", "0", "0", "Tab", "Tab", "6", "4")
+        first.keys(*"600000", "Tab", "Tab", "6", "4")
         first.until("seq_len=64")
         # In both lists `starter` stands first and the one wanted below it.
         for steps_up, chosen in ((3, "--dataset sums"), (1, "--model tiny")):
@@ -130,12 +130,12 @@ def test_a_run_made_in_the_app_outlives_it_and_is_found_again(
         first.until("can be queued")
         first.keys("F2")
         job = eventually(service.jobs, what="the run in the store")[0]
-        assert (job.hyperparams["steps"], job.hyperparams["seq_len"]) == (6000, 64)
+        assert (job.hyperparams["steps"], job.hyperparams["seq_len"]) == (600_000, 64)
 
-        first.until("tok/s", within=90)
+        first.until("tok/s")
         eventually(lambda: service.job(job.id).step > 20, what="twenty steps")
         before = chart_of(first.until("smoothed"))
-        eventually(lambda: chart_of(first.screen()) != before, within=20, what="a moving chart")
+        eventually(lambda: chart_of(first.screen()) != before, every=0.1, what="a moving chart")
 
         first.app().kill()
         first.until("ENDED 137")
@@ -155,23 +155,14 @@ def test_a_run_made_in_the_app_outlives_it_and_is_found_again(
         second.until("Stop finetune-tiny")
         second.keys("Enter")
         second.until_gone("Stop finetune-tiny")
-        second.keys("s")
-        second.until("Stop finetune-tiny")
-        assert not service.job(job.id).stop_requested
-        second.keys("y")
-        eventually(lambda: service.job(job.id).finished, what="the stop")
-        assert service.job(job.id).state == "cancelled"
-        second.until("cancelled")
-        service.retry(job.id)
-        eventually(lambda: service.job(job.id).state == "running", what="the retry")
-        second.until("running")
         second.keys("q")
         second.until("1 run keeps going; fusion-tui brings it back")
         second.until("ENDED 0")
-        service.cancel(job.id)
-        eventually(lambda: service.job(job.id).finished, what="the end")
+        assert (service.job(job.id).state, service.job(job.id).stop_requested) == ("running", False)
     finally:
         second.close()
+    service.cancel(job.id)
+    eventually(lambda: service.job(job.id).finished, what="the end")
 
 
 # How the app or its terminal may end; the first closes the pty under it, as a dropped SSH session does.
@@ -188,14 +179,14 @@ def asked(supervised: Supervised, path: str) -> Any:
     request = urllib.request.Request(
         f"{supervised.url}{path}", headers={"Authorization": f"Bearer {supervised.service.token()}"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
 
 def test_a_run_goes_on_however_the_app_ends_and_reopened_it_shows_the_numbers_of_store_and_api(
     supervised: Supervised, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    job = supervised.submit(steps=100_000, save_steps=1000)
+    job = supervised.submit(steps=1_000_000, save_steps=1000)
     supervised.until_step(job.id, 5)
     worker = supervised.worker(job.id)
     [well] = workers(Machine(supervised.service.home))
@@ -214,19 +205,31 @@ def test_a_run_goes_on_however_the_app_ends_and_reopened_it_shows_the_numbers_of
         finally:
             terminal.close()
 
-    supervised.service.cancel(job.id)
-    ended = supervised.until_finished(job.id)
-    newest = [point for point in supervised.service.points(job.id) if point.phase == "train"][-1]
-    told = asked(supervised, f"/jobs/{job.id}")
-    assert (told["id"], told["status"], newest.step) == (job.id, ended.state, ended.step)
-    point = [one for one in asked(supervised, f"/jobs/{job.id}/metrics")["points"] if one["phase"] == "train"][-1]
-    assert (point["step"], point["loss"]) == (newest.step, newest.loss)
     terminal = Terminal(tmp_path, environment, SIZES[1])
     terminal.open(f"{sys.executable} -m fusion_tui.cli")
     try:
         terminal.until(job.name[:12])
         terminal.keys("Enter")
-        terminal.until(f"step {ended.step}/100000")
+        terminal.until("Checkpoints")
+        terminal.keys("s")
+        terminal.until("Stop finetune-tiny")
+        assert not supervised.job(job.id).stop_requested
+        terminal.keys("y")
+        ended = supervised.until_finished(job.id)
+        assert ended.state == "cancelled"
+        terminal.until("cancelled")
+        newest = shown_by_the_api(supervised, ended)
+        terminal.until(f"step {ended.step}/1000000")
         terminal.until(f"loss {fmt.number(newest.loss)}")
     finally:
         terminal.close()
+
+
+def shown_by_the_api(supervised: Supervised, job: Job) -> Point:
+    """Check that the API tells of a finished job what the store does; return its newest point."""
+    newest = [point for point in supervised.service.points(job.id) if point.phase == "train"][-1]
+    told = asked(supervised, f"/jobs/{job.id}")
+    assert (told["id"], told["status"], newest.step) == (job.id, job.state, job.step)
+    point = [one for one in asked(supervised, f"/jobs/{job.id}/metrics")["points"] if one["phase"] == "train"][-1]
+    assert (point["step"], point["loss"]) == (newest.step, newest.loss)
+    return newest

@@ -338,7 +338,7 @@ class LongLifecycle(Lifecycle):
 
 TestLifecycle = Lifecycle.TestCase
 TestLifecycle.settings = settings(
-    max_examples=20, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=10, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestLongLifecycle = pytest.mark.slow(LongLifecycle.TestCase)
 TestLongLifecycle.settings = settings(

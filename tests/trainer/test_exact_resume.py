@@ -35,12 +35,6 @@ def attempt(bench: Bench, **hyperparams: Any) -> tuple[Path, Order]:
     return bench.folder / f"attempt-{order.fence}", order
 
 
-def newest_step(bench: Bench) -> int:
-    """Return the last step that the current attempt told."""
-    points = [record.data["step"] for record in bench.records() if record.kind == "point"]
-    return max(points, default=0)
-
-
 def sealed(bench: Bench) -> str:
     """Return the hash of the published weights."""
     return hashlib.sha256((bench.folder / "models" / "out-id" / "model.safetensors").read_bytes()).hexdigest()
@@ -62,23 +56,16 @@ def test_killed_at_ten_random_steps_every_loss_is_that_of_the_run_left_alone(mak
     calm, killed = make_bench("calm"), make_bench("killed")
     undisturbed = worker.start(*attempt(calm, **settings))
 
-    rng, kills = random.Random(kind), 0
-    # Early enough that a kill that comes late on a busy machine still finds a worker.
-    at = sorted(rng.sample(range(4, STEPS - 20), KILLS))
-    while True:
-        process = worker.start(*attempt(killed, **settings))
-        while process.is_alive() and kills < KILLS and newest_step(killed) < at[kills]:
-            process.join(0.002)
-        if kills == KILLS or not process.is_alive():
-            break
-        process.kill()
+    rng = random.Random(kind)
+    for step in sorted(rng.sample(range(4, STEPS - 20), KILLS)):
+        # At a random moment of the steps behind it, by a clock of its own: nobody here has to look at it in time.
+        fate = worker.Fate(step=step, after_s=rng.uniform(0.0, 0.02))
+        process = worker.start(*attempt(killed, **settings), fate=fate)
         process.join()
         assert process.exitcode == -signal.SIGKILL
-        kills += 1
-    for running in (process, undisturbed):
+    for running in (worker.start(*attempt(killed, **settings)), undisturbed):
         running.join()
         assert running.exitcode == 0
-    assert kills == KILLS
 
     wanted = told(calm, 1)
     assert [step for phase, step in wanted if phase == "train"] == list(range(1, STEPS + 1))

@@ -27,7 +27,7 @@ def open_app(service: Service, **options: Any) -> FusionApp:
     return FusionApp(service, **(defaults | options))
 
 
-async def until(pilot: Pilot[Any], condition: Callable[[], T], *, within: float = 15.0, what: str = "it") -> T:
+async def until(pilot: Pilot[Any], condition: Callable[[], T], *, within: float = 60.0, what: str = "it") -> T:
     """Return the condition's first true value. Raises AssertionError, with the screen, after `within` seconds."""
     deadline = time.monotonic() + within
     while not (value := condition()):

@@ -20,7 +20,6 @@ from engine.process import Identity
 from engine.service import Service, StoreError
 from fusion_tui import actions
 from fusion_tui import format as fmt
-from fusion_tui.app import LEAVE_SECONDS
 from fusion_tui.daemon import SupervisorInfo
 from fusion_tui.messages import Overview, Supervision
 from fusion_tui.screens.help import HelpScreen
@@ -199,8 +198,10 @@ from pathlib import Path
 from engine.paths import Home
 from engine.service import Service
 from engine.settings import Settings
-from fusion_tui.app import run_app
-line = run_app(Service(Home(Path(sys.argv[1])), config=Settings()), start_supervisor=False)
+from fusion_tui import app
+from store import db
+app.LEAVE_SECONDS, db.BUSY_TIMEOUT_S = float(sys.argv[3]), 600.0
+line = app.run_app(Service(Home(Path(sys.argv[1])), config=Settings()), start_supervisor=False)
 Path(sys.argv[2]).write_text(line)
 """
 
@@ -214,13 +215,13 @@ def test_a_signal_closes_the_app_and_restores_the_terminal(
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "xterm-256color"
-        os.execv(sys.executable, [sys.executable, "-c", CHILD, str(service.home.root), str(said)])
+        os.execv(sys.executable, [sys.executable, "-c", CHILD, str(service.home.root), str(said), "20"])
     os.set_blocking(terminal, False)
     seen = bytearray()
-    eventually(lambda: _read(terminal, seen) or b"a-run" in seen, within=30, what="the first paint")
+    eventually(lambda: _read(terminal, seen) or b"a-run" in seen, within=60, what="the first paint")
     os.kill(pid, getattr(signal, name))
-    eventually(lambda: _read(terminal, seen) or said.exists(), within=20, what="the farewell")
-    eventually(lambda: _read(terminal, seen) or os.waitpid(pid, os.WNOHANG)[0], within=20, what="the end")
+    eventually(lambda: _read(terminal, seen) or said.exists(), within=60, what="the farewell")
+    eventually(lambda: _read(terminal, seen) or os.waitpid(pid, os.WNOHANG)[0], within=60, what="the end")
     os.close(terminal)
     assert said.read_text() == "1 run keeps going; fusion-tui brings it back"
     assert b"\x1b[?1049l" in seen
@@ -230,32 +231,33 @@ def test_a_signal_closes_the_app_and_restores_the_terminal(
 def test_leaving_does_not_wait_for_a_call_that_stands_at_a_locked_store(
     service: Service, runs: Runs, tmp_path: Path
 ) -> None:
+    leave = 5.0  # seconds: a slow machine takes one or two to close the app
     runs.start()
     said = tmp_path / "said"
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "xterm-256color"
-        os.execv(sys.executable, [sys.executable, "-c", CHILD, str(service.home.root), str(said)])
+        os.execv(sys.executable, [sys.executable, "-c", CHILD, str(service.home.root), str(said), f"{leave}"])
     os.set_blocking(terminal, False)
     seen = bytearray()
-    eventually(lambda: _read(terminal, seen) or b"a-run" in seen, within=30, what="the first paint")
+    eventually(lambda: _read(terminal, seen) or b"a-run" in seen, within=60, what="the first paint")
     holder = sqlite3.connect(service.home.store, isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
     os.write(terminal, b"s")
-    eventually(lambda: _read(terminal, seen) or b"Stop a-run" in seen, within=20, what="the question")
+    eventually(lambda: _read(terminal, seen) or b"Stop a-run" in seen, within=60, what="the question")
     os.write(terminal, b"y")
     os.write(terminal, b"q")
     began = time.monotonic()
-    eventually(lambda: _read(terminal, seen) or said.exists(), within=20, what="the farewell")
+    eventually(lambda: _read(terminal, seen) or said.exists(), within=60, what="the farewell")
     farewell = time.monotonic() - began
-    code = eventually(lambda: _read(terminal, seen) or _ended(pid), within=20, what="the end")
+    code = eventually(lambda: _read(terminal, seen) or _ended(pid), within=60, what="the end")
     end = time.monotonic() - began
     holder.close()
     os.close(terminal)
     assert said.read_text() == "1 run keeps going; fusion-tui brings it back"
     assert b"\x1b[?1049l" in seen
-    # The call itself would stand for the store's ten seconds; that it did stand shows in the process' end.
-    assert farewell < LEAVE_SECONDS - 0.5 < end < LEAVE_SECONDS + 3
+    # The call itself would stand for ten minutes; that it did stand shows in the process' end.
+    assert farewell < leave - 0.1 < end < leave + 60
     assert code == [0]
 
 
@@ -270,12 +272,12 @@ def test_a_terminal_that_goes_away_ends_the_app(service: Service, runs: Runs, tm
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "xterm-256color"
-        os.execv(sys.executable, [sys.executable, "-c", CHILD, str(service.home.root), str(tmp_path / "said")])
+        os.execv(sys.executable, [sys.executable, "-c", CHILD, str(service.home.root), str(tmp_path / "said"), "20"])
     os.set_blocking(terminal, False)
     seen = bytearray()
-    eventually(lambda: _read(terminal, seen) or b"a-run" in seen, within=30, what="the first paint")
+    eventually(lambda: _read(terminal, seen) or b"a-run" in seen, within=60, what="the first paint")
     os.close(terminal)
-    eventually(lambda: os.waitpid(pid, os.WNOHANG)[0], within=20, what="the end")
+    eventually(lambda: os.waitpid(pid, os.WNOHANG)[0], within=60, what="the end")
     assert not locked(service.home)
     assert service.jobs()[0].state == "running"
 

@@ -85,7 +85,7 @@ async def test_enter_shows_what_the_model_will_see(stocked: Service) -> None:
         await open_sums(pilot, stocked)
         app.screen.query_one(Select).value = stocked.model("tiny").id
         await sees(pilot, "loading the trainer…")
-        await until(pilot, lambda: "60 of messages: 57 to train on, 3 held out" in screen_text(app), within=60)
+        await until(pilot, lambda: "60 of messages: 57 to train on, 3 held out" in screen_text(app))
         await sees(pilot, "row length in tokens", "█", "bad none")
         await pilot.press("G")
         await sees(pilot, "· <|im_start|>assistant↵", "+ The sum of")
@@ -95,7 +95,7 @@ async def test_enter_shows_what_the_model_will_see(stocked: Service) -> None:
         app.screen.query_one(Input).value = "32"
         app.screen.query_one(Input).focus()
         await pilot.press("enter")
-        await until(pilot, lambda: "longer than seq_len 32" in screen_text(app), within=60)
+        await until(pilot, lambda: "longer than seq_len 32" in screen_text(app))
         await sees(pilot, "✂ cut", "would keep all", "cut at seq_len")
         await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, DatasetsScreen))

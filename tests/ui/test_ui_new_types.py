@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from textual.widgets import Input
 
 from engine.service import Service
@@ -33,15 +32,16 @@ async def test_a_train_job_has_its_own_settings_advice_memory_and_command(
         assert job.plan["mode"] == "grow/none"
 
 
-@pytest.mark.parametrize("type", ["train", "finetune", "contract"])
-async def test_no_name_of_a_setting_is_broken_in_two(service: Service, type: str) -> None:
+async def test_no_name_of_a_setting_is_broken_in_two(service: Service) -> None:
     app = open_app(service)
     async with app.run_test(size=(80, 24)) as pilot:
         await begin(pilot)
-        screen = await choose_type(pilot, type)
-        labels = [label for label in screen.query("#common .label") if label.size.width]
-        assert len(labels) > 5
-        assert [str(label.render()) for label in labels if label.size.height != 1] == []
+        for type in ("train", "contract", "finetune"):
+            screen = await choose_type(pilot, type)
+            await until(pilot, lambda type=type: f"New run: {type}" in screen_text(app))
+            labels = [label for label in screen.query("#common .label") if label.size.width]
+            assert len(labels) > 5, type
+            assert [str(label.render()) for label in labels if label.size.height != 1] == [], type
 
 
 async def test_a_contract_job_is_submitted_by_keys_alone_and_names_no_dataset(service: Service) -> None:

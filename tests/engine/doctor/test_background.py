@@ -50,7 +50,7 @@ def test_a_worker_that_no_open_attempt_knows_is_told_by_its_number(machine: Mach
     directory.mkdir(parents=True)
     stray = subprocess.Popen([sys.executable, "-m", "engine.trainer", str(directory)])
     try:
-        eventually(lambda: len(of(background.workers, machine)) > 1, within=10)
+        eventually(lambda: len(of(background.workers, machine)) > 1)
         found = trouble(background.workers, machine)
         assert (found.level, found.remedy.endswith(f"kill {stray.pid}")) == ("error", True)
         elsewhere = Machine(Home(machine.home.root.parent / "another"))
@@ -78,7 +78,7 @@ def test_a_worker_that_ends_between_the_looks_at_processes_and_store_is_no_findi
                 yield opened
 
     try:
-        eventually(lambda: background._worker_processes(machine.home.root / "runs"), within=10, what="the worker")
+        eventually(lambda: background._worker_processes(machine.home.root / "runs"), what="the worker")
         assert [finding.level for finding in of(background.workers, Ending(machine.home))] == ["ok"]
     finally:
         ending.kill()
@@ -99,7 +99,7 @@ def test_a_supervisor_that_somebody_stopped_is_told_with_how_to_let_it_go_on(mac
         assert identity
         supervise(machine, identity)
         child.send_signal(signal.SIGSTOP)
-        eventually(lambda: process.is_stopped(identity), within=10)
+        eventually(lambda: process.is_stopped(identity))
         assert trouble(background.supervisor, machine).remedy == f"kill -CONT {child.pid}"
     finally:
         child.kill()
