@@ -60,6 +60,7 @@ class _Line:
     first: Point | None = None
     last: Point | None = None
     upto: int = -1
+    standing: dict[int, list[Stretch]] = field(default_factory=dict)  # parts of what is thinned, but for the last one
 
     def _at(self, step: int) -> int:
         return step // self.width
@@ -80,6 +81,7 @@ class _Line:
                 self.stretches[-1] = _joined((self.stretches[-1], one))
             else:
                 self.stretches.append(one)
+                self.standing.clear()
 
     def extend(self, db: Database, job_id: str, upto: int) -> bool:
         """Read what is new up to a step; say whether there was any.
@@ -129,9 +131,13 @@ class _Line:
         parts, count = (most - 2) // 2, len(self.stretches)
         if parts < 1:
             return ends
-        bounds = [count * part // parts for part in range(parts + 1)]
-        kept = [_joined(self.stretches[a:b]) for a, b in pairwise(bounds) if a < b]
-        return ends.union(*kept)
+        *before, (begin, end) = pairwise(count * part // parts for part in range(parts + 1))
+        if parts not in self.standing:
+            if len(self.standing) >= ANSWERS_KEPT:
+                self.standing.clear()
+            # A run that goes on changes its last stretch alone, until it begins another.
+            self.standing[parts] = [_joined(self.stretches[a:b]) for a, b in before if a < b]
+        return ends.union(*self.standing[parts], _joined(self.stretches[begin:end]))
 
     def finer(self, db: Database, job_id: str, most: int) -> _Line:
         """Return this line in enough stretches for `most` points: itself, or one that is read for this alone."""

@@ -56,13 +56,17 @@ def _thinned(service: Service, job_id: str, since_step: int, most: int) -> bytes
 
 def _newest(service: Service, job_id: str, since_step: int) -> bytes | None:
     """Return the points beyond a step, where these are of the last few steps alone."""
-    few = since_step >= 0 and service.latest_step(job_id) - since_step <= AT_ONCE
-    return _whole(service, job_id, since_step) if few else None
+    latest = service.latest_step(job_id)
+    return _points(service, job_id, since_step, latest) if since_step >= max(latest - AT_ONCE, 0) else None
 
 
 def _whole(service: Service, job_id: str, since_step: int) -> bytes:
+    return _points(service, job_id, since_step, service.latest_step(job_id))
+
+
+def _points(service: Service, job_id: str, since_step: int, latest: int) -> bytes:
+    """`latest` was read before the points, so that nobody who asks next for newer ones misses any."""
     service.job(job_id)
-    latest = service.latest_step(job_id)
     return written_points(job_id, Thinned(tuple(service.points(job_id, since_step=since_step)), latest))
 
 
