@@ -67,6 +67,7 @@ METHODS = (
     Method("grown", (3e-4, 1e-3), grows=True),
     Method("grown, retain 0.1", (3e-4, 1e-3), grows=True, retain=0.1),
     Method("grown, retain 1", (3e-4, 1e-3), grows=True, retain=1.0),
+    Method("grown, retain 4", (3e-4,), grows=True, retain=4.0),
 )
 
 

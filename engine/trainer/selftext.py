@@ -16,6 +16,11 @@ from transformers.cache_utils import DynamicLayer
 
 FREQUENT = 5000  # of a BPE vocabulary in the order of its merges: the first tokens are the most frequent
 OPENING_TOKENS = 4
+# Share of the sequences that each of those beginnings gets; the rest begin with frequent tokens, each with its own. On
+# SmolLM2-135M without 30 % of its neurons, statistics of which 0.2 came from texts that begin a conversation and 0.55
+# from those with random beginnings gave 1.19 times the perplexity on chat rows and 1.73 times on a licence; with 0.4
+# and 0.27 it was 1.36 and 1.73, with 0.6 and 0.15 it was 1.42 and 1.78.
+OPENED = 0.2
 DROPPED = 0.2  # share with the highest perplexity: where sampling went astray
 # Sequences at a time: a step reads every weight once, however many they are.
 BATCH = 64
@@ -42,14 +47,14 @@ def openers(tokenizer: Any, vocabulary: int) -> list[list[int]]:
 def _batches(
     tokenizer: Any, vocabulary: int, count: int, *, size: int, longest: int, seed: int
 ) -> Iterator[list[list[int]]]:
-    """Yield `count` openers in batches of equal length: a third each of the kinds that there are.
+    """Yield `count` openers in batches of equal length: `OPENED` of them of each kind that there is, the rest random.
 
     Of one that is longer than `longest` tokens, as templates with a long system prompt are, the end is taken.
     """
     rng, special = random.Random(seed), set(tokenizer.all_special_ids)  # noqa: S311
     frequent = [token for token in range(min(FREQUENT, vocabulary)) if token not in special]
     kinds = [opener[-longest:] for opener in openers(tokenizer, vocabulary)]
-    shares = [count // (len(kinds) + 1)] * len(kinds)
+    shares = [int(OPENED * count)] * len(kinds)
     for opener, share in zip(kinds, shares, strict=True):
         for begin in range(0, share, size):
             yield [opener] * min(size, share - begin)
