@@ -40,9 +40,10 @@ SCREENS = {
     "help": ("question_mark",),
     "layers": ("enter", "m", "m", "m", "m", "m"),
     "grown": ("enter", "right", "right", "right", "right"),
+    "compare": ("space", "j", "space", "c"),
     "lost": (),
 }
-GROWN = ("layers", "grown")  # of a run that is made when the first of them is drawn, for it stands on top then
+GROWN = ("layers", "grown", "compare")  # of a run that is made before the first of them: it stands on top then
 MASK_SECONDS = 30.0  # the trainer reads the rows: seconds of loading
 
 
