@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SAVE_EVERY_S = 15.0  # a terminal that is killed loses no more than that
 # Screens that are opened again: those that show what is there. A form would come back without its content.
-REOPENED = ("run", "datasets", "models", "system", "chat")
+REOPENED = ("run", "datasets", "models", "system")
 
 
 class Returning:

@@ -127,7 +127,7 @@ async def test_an_empty_list_says_what_to_press_and_a_folder_is_imported(service
         await sees(pilot, "It needs both: where the model is, and a name")
         (tmp_path / "empty").mkdir()
         await give(pilot, tmp_path / "empty")
-        await sees(pilot, "has no config.json, so it is not a Hugging Face model folder")
+        await sees(pilot, "config.json,", "Hugging Face")
         await give(pilot, tmp_path / "none.gguf")
         await sees(pilot, "gguf does not exist")
         assert app.screen.query_one("#name", Input).value == "none"
