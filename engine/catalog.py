@@ -337,10 +337,19 @@ def inspect_dataset(
 
 
 def add_model(
-    store: Store, home: Home, source: str, name: str, *, now: float, progress: Progress, python: str
+    store: Store,
+    home: Home,
+    source: str,
+    name: str,
+    *,
+    now: float,
+    progress: Progress,
+    python: str,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> BaseModel:
     """Import a model from a folder (used in place), a GGUF file (converted) or the hub (its local snapshot).
 
+    `stopped` says whether to give up: a conversion ends at once, a download when it is through; nothing is added then.
     Raises InvalidData, NoSpace, InvalidRequest.
     """
     store.need_writable()
@@ -349,13 +358,15 @@ def add_model(
     gguf = importing.find_gguf(source)
     if gguf:
         folder = home.model(model_id)
-        importing.convert_gguf(gguf, folder, python=python, progress=progress)
+        importing.convert_gguf(gguf, folder, python=python, progress=progress, stopped=stopped)
     elif Path(source).expanduser().is_dir():
         folder = Path(source).expanduser().absolute()
     else:
         folder = importing.fetch_hub(source, progress)
     try:
         facts = importing.inspect_model(folder)
+        if stopped():
+            raise InvalidData(f"{name} was not added: it was stopped.")
         entry = BaseModel(model_id, facts.family, name, 0, facts.params, facts.precision, str(folder), source, now)
         with store.write() as db:
             return catalog.add_base_model(db, entry)
@@ -365,7 +376,7 @@ def add_model(
         raise
 
 
-def _users_of(db: Database, entry: AnyModel | Dataset) -> list[str]:
+def users_of(db: Database, entry: AnyModel | Dataset) -> list[str]:
     """Return the names of unfinished jobs that read `entry`."""
     return [
         job.name for job in _unfinished(db) if entry.id in (job.base_model_id, job.source_model_id, *datasets_of(job))
@@ -374,7 +385,7 @@ def _users_of(db: Database, entry: AnyModel | Dataset) -> list[str]:
 
 def need_unused(db: Database, entry: AnyModel | Dataset) -> None:
     """Raise Conflict where unfinished jobs read `entry`."""
-    if users := _users_of(db, entry):
+    if users := users_of(db, entry):
         raise Conflict(f"'{entry.name}' is in use by {', '.join(users)}. Cancel the run first, or wait for its end.")
 
 

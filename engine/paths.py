@@ -72,6 +72,11 @@ class Home:
         return self.root / "app.lock"
 
     @property
+    def app_state(self) -> Path:
+        """What the app showed last, to come back to; safe to delete."""
+        return self.root / "app.json"
+
+    @property
     def supervisor_info(self) -> Path:
         """Who the supervisor is and where its API listens."""
         return self.root / "supervisor.json"

@@ -9,24 +9,26 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import catalog, resources, settings, usage
+from engine import catalog, resources, settings, sizes, usage
 from engine import keys as api_keys
 from engine.catalog import AnyModel
 from engine.curves import Curves, Thinned
 from engine.data.importing import Progress, silent
-from engine.errors import UnknownReference
+from engine.errors import EngineError, UnknownReference
 from engine.jobs import chains, control, lineage, removal, resolving, submitting
-from engine.jobs.lineage import Lineage
+from engine.jobs.lineage import Dependents, Lineage
 from engine.jobs.resolving import NamedRequest
 from engine.jobs.submitting import Submission
 from engine.keys import NewKey
 from engine.paths import Home
 from engine.resources import Device
 from engine.settings import Settings
+from engine.sizes import Disk
 from engine.transfer.signing import Signer
 from engine.transfer.uploads import Uploads, Version
 from engine.usage import Overview, Usage
@@ -42,9 +44,11 @@ from store.uploads import Upload
 
 if TYPE_CHECKING:
     from engine.data.inspection import Inspection
+    from engine.doctor.finding import Finding
     from engine.plans.advice import Advice
     from engine.plans.planning import MemoryReport
     from engine.pricing import Estimate
+    from engine.running.workers import Process, Worker
 
 __all__ = [
     "OWN",
@@ -52,7 +56,9 @@ __all__ = [
     "BaseModel",
     "Checkpoint",
     "Dataset",
+    "Dependents",
     "Device",
+    "Disk",
     "Event",
     "Job",
     "Key",
@@ -332,11 +338,16 @@ class Service:
         maker = chains.maker_of(self.store.read(), entry_id)
         return f"@{maker}" if maker else f"{entry_id[:8]} (removed)"
 
-    def add_model(self, source: str, name: str, progress: Progress = silent) -> BaseModel:
-        """Import a model: a folder, a GGUF file or a hub name. Raises InvalidData, NoSpace, InvalidRequest."""
-        python = self.settings.trainer_python
+    def add_model(
+        self, source: str, name: str, progress: Progress = silent, *, stopped: Callable[[], bool] = lambda: False
+    ) -> BaseModel:
+        """Import a model: a folder, a GGUF file or a hub name; `stopped` says whether to give up.
+
+        Raises InvalidData, NoSpace, InvalidRequest.
+        """
+        python, now = self.settings.trainer_python, self._clock()
         return catalog.add_model(
-            self.store, self.home, source, name, now=self._clock(), progress=progress, python=python
+            self.store, self.home, source, name, now=now, progress=progress, python=python, stopped=stopped
         )
 
     def add_dataset(self, source: str, name: str, progress: Progress = silent, **asked: Any) -> Dataset:
@@ -361,6 +372,14 @@ class Service:
         catalog.remove(self.store, self.home, entry)
         return entry
 
+    def dependents(self, model: AnyModel) -> Dependents:
+        """Return what needs a model, by name: runs that have not ended, runs that ended badly, models made from it."""
+        return lineage.dependents(self.store.read(), model)
+
+    def size_of(self, entry: AnyModel, stopped: Callable[[], bool] = lambda: False) -> int:
+        """Return the bytes of a model's files, 0 where they are gone; takes long for many files."""
+        return sizes.of_folder(Path(entry.path), stopped)
+
     def remove_dataset(self, reference: str) -> Dataset:
         """Remove a dataset version. Raises UnknownReference, Conflict."""
         entry = self.dataset(reference)
@@ -372,6 +391,42 @@ class Service:
     def devices(self) -> list[Device]:
         """Return the devices that jobs run on, with their load."""
         return resources.devices()
+
+    def supervisor(self) -> Process | None:
+        """Return the process that carries out the queue, where it runs on this machine."""
+        from engine.running import workers
+
+        return workers.supervisor(self.home)
+
+    def workers(self) -> list[Worker]:
+        """Return the workers that live."""
+        from engine.running import workers
+
+        return workers.live(self.store.read())
+
+    def disk(self, stopped: Callable[[], bool] = lambda: False) -> Iterator[Disk]:
+        """Count what the data folder takes, part by part; see `sizes.of_home`. Takes long where there are many files.
+
+        Raises OSError where the folder is gone.
+        """
+        return sizes.of_home(self.home, stopped)
+
+    def reload_settings(self) -> Settings:
+        """Read the settings file anew, for this process. Raises EngineError, and then keeps those from before."""
+        self.settings = settings.load()
+        return self.settings
+
+    def examine(
+        self, tell: Callable[[str], object] = lambda _: None, *, stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[Finding]:
+        """Look for what may be wrong here, and give each finding when it is made; takes seconds. Changes nothing."""
+        from engine.doctor import examination, finding
+
+        try:
+            config, error = settings.load(), ""
+        except EngineError as failed:
+            config, error = self.settings, str(failed)
+        return examination.examine(finding.Machine(self.home, config, error, tell=tell, stopped=stopped))
 
     def token(self) -> str:
         """Return the first API key, making it (all scopes, in a 0600 file) where there is none."""

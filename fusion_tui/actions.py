@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from textual.binding import Binding, BindingType
+from textual.keys import key_to_character
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Action:
     @property
     def key_text(self) -> str:
         """The keys as a person writes them."""
-        return " or ".join(_KEY_TEXT.get(key, key) for key in self.keys)
+        return " or ".join(key_text(key) for key in self.keys)
 
 
 _KEY_TEXT = {
@@ -40,6 +41,7 @@ _KEY_TEXT = {
     "minus": "-",
     "escape": "Esc",
     "enter": "Enter",
+    "space": "Space",
     "tab": "Tab",
     "shift+tab": "Shift+Tab",
     "ctrl+p": "Ctrl+P",
@@ -55,6 +57,16 @@ _KEY_TEXT = {
     "end": "End",
 }
 
+
+def key_text(key: str) -> str:
+    """Return a key as a person writes it: `Ctrl+X` for `ctrl+x`, `?` for `question_mark`."""
+    if key in _KEY_TEXT:
+        return _KEY_TEXT[key]
+    *modifiers, base = key.split("+")
+    shown = key_to_character(base) or base.capitalize()
+    return "+".join([*(one.capitalize() for one in modifiers), shown.upper() if modifiers else shown])
+
+
 SCOPES = {
     "app": "Everywhere",
     "runs": "Runs",
@@ -62,8 +74,14 @@ SCOPES = {
     "page": "Texts",
     "run": "Run",
     "new": "New run",
+    "compare": "Compare",
     "datasets": "Datasets",
+    "models": "Models",
+    "add_model": "Add a model",
+    "system": "System",
+    "where": "Where to write",
     "confirm": "Questions",
+    "small": "A terminal that is too small",
 }
 
 _JOB_ACTIONS = (
@@ -80,10 +98,31 @@ def _job_actions(scope: str) -> tuple[Action, ...]:
     )
 
 
+_CHART_ACTIONS = (
+    ("x_axis", "x", "X axis", "Steps, tokens or time along the chart", "x_axis"),
+    ("log_y", "y", "Log y", "Logarithmic or linear y axis", "log_y"),
+    ("zoom", "z", "Zoom", "The whole curve, its last half, fifth or twentieth", "zoom"),
+    ("smoother", "plus", "Smoother", "More smoothing", "smooth(1)"),
+    ("rougher", "minus", "Less smooth", "Less smoothing", "smooth(-1)"),
+    ("raw", "0", "No smoothing", "Show the raw curve alone", "smooth(0)"),
+    ("copy", "C", "Copy", "Send the chart's numbers as CSV to the terminal's clipboard", "copy"),
+    ("export", "w", "Write", "Write the chart as CSV and as SVG picture; asks for the folder", "export"),
+)
+
+
+def _chart_actions(scope: str) -> tuple[Action, ...]:
+    return tuple(
+        Action(f"{scope}.{name}", (key,), title, tooltip, scope, call, show=name in {"x_axis", "export"})
+        for name, key, title, tooltip, call in _CHART_ACTIONS
+    )
+
+
 ACTIONS: tuple[Action, ...] = (
     Action("app.help", ("question_mark",), "Help", "Show every key", "app", "app.help", show=True),
     Action("app.runs", ("1",), "Runs", "Go to the list of runs", "app", "app.runs"),
     Action("app.datasets", ("2",), "Datasets", "Go to the list of datasets", "app", "app.datasets"),
+    Action("app.models", ("3",), "Models", "Go to the tree of models", "app", "app.models"),
+    Action("app.system", ("4",), "System", "Go to devices, disk, supervisor, settings, keys", "app", "app.system"),
     Action("app.new", ("n",), "New run", "Set up and queue a new run", "app", "app.new", show=True),
     Action(
         "app.supervisor", ("S",), "Start supervisor", "Start the process that runs the queue", "app", "app.supervisor"
@@ -127,6 +166,9 @@ ACTIONS: tuple[Action, ...] = (
         palette=False,
         priority=True,
     ),
+    Action(
+        "app.theme", ("T",), "Theme", "Other colours: dark, light, ansi (the terminal's own 16)", "app", "app.theme"
+    ),
     Action("app.quit", ("q",), "Quit", "Leave the app; runs keep going", "app", "app.quit", show=True),
     Action(
         "app.quit_now",
@@ -141,6 +183,8 @@ ACTIONS: tuple[Action, ...] = (
     Action("runs.open", ("enter",), "Open", "Open the selected run", "runs", "open", show=True),
     Action("runs.filter", ("slash",), "Filter", "Show only runs that contain a text", "runs", "filter", show=True),
     Action("runs.clear", ("escape",), "Clear filter", "Show all runs again", "runs", "clear", palette=False),
+    Action("runs.mark", ("space",), "Mark", "Mark the run for comparing, or take its mark away", "runs", "mark"),
+    Action("runs.compare", ("c",), "Compare", "Lay the marked runs over one another", "runs", "compare", show=True),
     *_job_actions("runs"),
     Action("table.down", ("j", "down"), "Down", "Next line", "table", "cursor_down", palette=False),
     Action("table.up", ("k", "up"), "Up", "Line before", "table", "cursor_up", palette=False),
@@ -159,13 +203,11 @@ ACTIONS: tuple[Action, ...] = (
         "metric",
         show=True,
     ),
-    Action("run.x_axis", ("x",), "X axis", "Steps, tokens or time along the chart", "run", "x_axis", show=True),
-    Action("run.log_y", ("y",), "Log y", "Logarithmic or linear y axis", "run", "log_y"),
-    Action("run.smoother", ("plus",), "Smoother", "More smoothing", "run", "smooth(1)"),
-    Action("run.rougher", ("minus",), "Less smooth", "Less smoothing", "run", "smooth(-1)"),
-    Action("run.raw", ("0",), "No smoothing", "Show the raw curve alone", "run", "smooth(0)"),
+    *_chart_actions("run"),
     Action("run.follow", ("f",), "Follow log", "Keep the newest log line in sight, or stay", "run", "follow"),
     *_job_actions("run"),
+    *_chart_actions("compare"),
+    Action("where.no", ("escape",), "Write nothing", "Go back and write nothing", "where", "cancel", palette=False),
     Action("new.submit", ("f2",), "Submit", "Queue the run", "new", "submit", show=True),
     Action(
         "new.write",
@@ -185,6 +227,25 @@ ACTIONS: tuple[Action, ...] = (
         "open",
         show=True,
     ),
+    Action("models.open", ("enter",), "Its run", "Open the run that made the model", "models", "open", show=True),
+    Action("models.add", ("a",), "Add", "Import a folder, a GGUF file or a hub name", "models", "add", show=True),
+    Action("models.new", ("n",), "New run", "Set up a run that starts from the model", "models", "new", show=True),
+    Action("models.delete", ("D",), "Delete", "Remove the model; says what needs it", "models", "delete", show=True),
+    Action("add_model.cancel", ("escape",), "Back", "End the import and go back", "add_model", "cancel", show=True),
+    Action("system.edit", ("e",), "Edit settings", "Open the settings file in $EDITOR", "system", "edit", show=True),
+    Action("system.doctor", ("d",), "Doctor", "Look for what may be wrong", "system", "doctor", show=True),
+    Action("system.end_doctor", ("x",), "End doctor", "Have doctor look no further", "system", "end_doctor"),
+    Action("system.refresh", ("u",), "Update", "Read settings again and count the disk", "system", "refresh"),
+    Action(
+        "system.stop",
+        ("s",),
+        "Stop supervisor",
+        "Have the supervisor leave, runs at work go on; asks first",
+        "system",
+        "stop_supervisor",
+        show=True,
+    ),
+    Action("small.quit", ("q",), "Quit", "Leave the app; runs keep going", "small", "leave", palette=False),
     Action("confirm.yes", ("y",), "Yes", "Do it", "confirm", "answer(True)", palette=False),
     Action(
         "confirm.no", ("n", "escape", "q"), "No", "Leave things as they are", "confirm", "answer(False)", palette=False

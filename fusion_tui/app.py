@@ -10,23 +10,35 @@ import fcntl
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textual import on
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
+from textual.await_complete import AwaitComplete
 from textual.reactive import var
 from textual.screen import Screen
 
 from engine.service import Service, StoreError
+from fusion_tui import appearance
 from fusion_tui import format as fmt
-from fusion_tui.actions import bindings, of_scope
-from fusion_tui.messages import Overview, OverviewChanged, RunChanged, RunGone, RunView, Supervision
-from fusion_tui.poller import INTERVAL_S, Poller
+from fusion_tui.messages import (
+    Comparison,
+    ComparisonChanged,
+    Overview,
+    OverviewChanged,
+    RunChanged,
+    RunGone,
+    RunView,
+    Supervision,
+)
+from fusion_tui.poller import Poller
+from fusion_tui.returning import Returning
 from fusion_tui.screens.runs import RunsScreen
+from fusion_tui.shell import Shell
 
 if TYPE_CHECKING:
     from fusion_tui.daemon import SupervisorInfo
@@ -34,6 +46,8 @@ if TYPE_CHECKING:
 
 # How long leaving in order may take.
 LEAVE_SECONDS = 3.0
+# Screens that a digit opens, beside home.
+PLACES = frozenset({"datasets", "models", "system"})
 
 
 class _Threads(ThreadPoolExecutor):
@@ -47,22 +61,19 @@ class _Threads(ThreadPoolExecutor):
         super().shutdown(wait=False, cancel_futures=cancel_futures)
 
 
-class FusionApp(App[str | None]):
+class FusionApp(Shell):
     """The app over one service. `supervisor` looks for a running supervisor, `start_supervisor` brings one up.
 
     With `has_process` the process is the app's own, and ends with it.
     """
 
     TITLE = "Fusion"
-    CSS_PATH = "app.tcss"
-    BINDINGS = bindings("app")
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]  # noqa: RUF012
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]  # noqa: RUF012
 
     # `var`, not `reactive`: a change of these is for screens to show, and must not paint the whole terminal anew.
     overview: var[Overview] = var(Overview())
     view: var[RunView | None] = var(None)
     gone: var[str] = var("")
+    comparison: var[Comparison] = var(Comparison())
 
     def __init__(
         self,
@@ -72,10 +83,12 @@ class FusionApp(App[str | None]):
         start_supervisor: Callable[[], object] | None = None,
         start_on_open: bool = False,
         has_process: bool = False,
-        interval: float = INTERVAL_S,
+        interval: float | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(service.settings)
         self.service = service
+        self.returning = Returning(self, service.settings.theme)
+        self.take_theme(self.returning.theme)
         self._supervisor = supervisor or partial(_running, service)
         self._start_supervisor = start_supervisor or partial(_ensure_running, service)
         self._start_on_open = start_on_open
@@ -83,7 +96,7 @@ class FusionApp(App[str | None]):
         self._deadline: threading.Timer | None = None
         self._app_lock: int | None = None
         self._handlers: dict[int, Any] = {}  # of signals, as they were before this app
-        self.poller = Poller(service, self.post_message, self._supervision, interval=interval)
+        self.poller = Poller(service, self.post_message, self._supervision, interval=interval or self.news_every)
 
     def get_default_screen(self) -> Screen[object]:
         """Home is the list of runs."""
@@ -94,6 +107,8 @@ class FusionApp(App[str | None]):
     def on_mount(self) -> None:
         """Say that an app is open, and begin to look."""
         self._tell_open()
+        self.take_keys()
+        self.returning.open()
         loop = asyncio.get_running_loop()
         if self._has_process:
             # Elsewhere the store is closed after the app, which no thread may survive that still reads it.
@@ -119,6 +134,7 @@ class FusionApp(App[str | None]):
     def on_unmount(self) -> None:
         """Stop looking, and let the supervisor know."""
         self.poller.stop()
+        self.returning.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self._app_lock is not None:
@@ -140,6 +156,7 @@ class FusionApp(App[str | None]):
     def leave(self) -> None:
         """Close the app; runs keep going."""
         self._end_soon(0)
+        self.returning.leave()
         self.poller.stop()
         self.exit(fmt.farewell(self.overview))
 
@@ -147,11 +164,24 @@ class FusionApp(App[str | None]):
         """Close the app; runs keep going."""
         self.leave()
 
+    # What is remembered -------------------------------------------------------------------------------------------
+
+    def action_theme(self) -> None:
+        """Show the next theme, and remember it."""
+        super().action_theme()
+        self.returning.choose_theme(self.theme)
+
+    def pop_screen(self) -> AwaitComplete:
+        """Go back, and remember what the screen that goes was like."""
+        self.returning.look_round()
+        return super().pop_screen()
+
     # What the poller says -----------------------------------------------------------------------------------------
 
     @on(OverviewChanged)
     def _overview_changed(self, message: OverviewChanged) -> None:
         self.overview = message.overview
+        self.returning.overview_came(message.overview)
 
     @on(RunChanged)
     def _run_changed(self, message: RunChanged) -> None:
@@ -160,6 +190,10 @@ class FusionApp(App[str | None]):
     @on(RunGone)
     def _run_gone(self, message: RunGone) -> None:
         self.gone = message.job_id
+
+    @on(ComparisonChanged)
+    def _comparison_changed(self, message: ComparisonChanged) -> None:
+        self.comparison = message.comparison
 
     def watch_run(self, job_id: str | None) -> None:
         """Have the poller follow this run in full."""
@@ -191,13 +225,23 @@ class FusionApp(App[str | None]):
         """Show one run."""
         from fusion_tui.screens.run import RunScreen
 
-        self.push_screen(RunScreen(job_id))
+        screen = RunScreen(job_id)
+        self.push_screen(screen)
+        self.returning.show_look(screen)
+
+    def open_compare(self, places: Mapping[str, int]) -> None:
+        """Show some runs over one another; each has its place, from 0, that gives it a letter and a colour."""
+        from fusion_tui.screens.compare import CompareScreen
+
+        self.push_screen(CompareScreen(places))
 
     def run_submitted(self, job_id: str) -> None:
         """Show a run that was just queued in place of its form, and see that somebody works on the queue."""
         from fusion_tui.screens.run import RunScreen
 
-        self.switch_screen(RunScreen(job_id))
+        screen = RunScreen(job_id)
+        self.switch_screen(screen)
+        self.returning.show_look(screen)
         self.poller.wake()
         self.run_worker(partial(self._bring_up, quiet=True), thread=True, exit_on_error=False)
 
@@ -217,15 +261,39 @@ class FusionApp(App[str | None]):
         """Go to the list of datasets."""
         from fusion_tui.screens.datasets import DatasetsScreen
 
-        if not isinstance(self.screen, DatasetsScreen):
-            self.push_screen(DatasetsScreen())
+        self._go_to(DatasetsScreen)
+
+    def action_models(self) -> None:
+        """Go to the tree of models."""
+        from fusion_tui.screens.models import ModelsScreen
+
+        self._go_to(ModelsScreen)
+
+    def action_system(self) -> None:
+        """Go to the machine and its settings."""
+        from fusion_tui.screens.system import SystemScreen
+
+        self._go_to(SystemScreen)
+
+    def _go_to(self, place: Callable[[], Screen[None]]) -> None:
+        """Show a place: over what is there, or in the stead of another place, so that they do not pile up."""
+        current = getattr(self.screen, "SCOPE", "")
+        if current in PLACES and len(self.screen_stack) > 1:
+            if type(self.screen) is not place:
+                self.switch_screen(place())
+        else:
+            self.push_screen(place())
 
     def action_new(self) -> None:
         """Set up a new run."""
+        self.new_run()
+
+    def new_run(self, model_id: str = "") -> None:
+        """Set up a new run, from a certain model where one is named."""
         from fusion_tui.screens.new import NewScreen
 
         if not isinstance(self.screen, NewScreen):
-            self.push_screen(NewScreen())
+            self.push_screen(NewScreen(model_id))
 
     def action_help(self) -> None:
         """Show every key."""
@@ -242,11 +310,10 @@ class FusionApp(App[str | None]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Offer the actions of the app and of the screen in the command palette."""
-        for action in (*of_scope(getattr(screen, "SCOPE", "")), *of_scope("app")):
+        for action in (*self.keymap.of_scope(getattr(screen, "SCOPE", "")), *self.keymap.of_scope("app")):
             if action.palette:
                 title = f"{action.title}  ({action.key_text})"
                 yield SystemCommand(title, action.tooltip, partial(screen.run_action, action.call))
-        yield SystemCommand("Theme", "Change the colours", self.action_change_theme)
 
     # The supervisor -----------------------------------------------------------------------------------------------
 
@@ -290,6 +357,7 @@ def hold_shared(path: Path) -> int:
 
 def run_app(service: Service, *, start_supervisor: bool = True) -> str:
     """Open the app until the user leaves it, and return the line to leave behind. Needs a terminal."""
+    appearance.need_terminal(os.environ)
     app = FusionApp(service, start_on_open=start_supervisor and not service.read_only, has_process=True)
     farewell = app.run()
     if app.return_code:

@@ -88,6 +88,31 @@ class RunView:
     after: str = ""
 
 
+@dataclass(frozen=True)
+class ComparedRun:
+    """One of several runs that are looked at side by side: its own points in few, and what it reported."""
+
+    job: Job
+    points: tuple[Point, ...] = ()
+    result: Mapping[str, Any] | None = None
+    model: str = "–"
+    dataset: str = "–"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs that were asked for, those of them that were read so far, and those that are in the store no more."""
+
+    wanted: tuple[str, ...] = ()
+    runs: tuple[ComparedRun, ...] = ()
+    gone: tuple[str, ...] = ()
+
+    @property
+    def unread(self) -> int:
+        """How many runs are still to be read."""
+        return len(self.wanted) - len(self.runs) - len(self.gone)
+
+
 class OverviewChanged(Message):
     """The list of runs or the machine changed."""
 
@@ -110,6 +135,18 @@ class RunChanged(Message):
     def can_replace(self, message: Message) -> bool:
         """A later view of the same run holds everything that an earlier one does."""
         return isinstance(message, RunChanged) and message.view.job.id == self.view.job.id
+
+
+class ComparisonChanged(Message):
+    """Runs that are compared changed, or more of them were read."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        super().__init__()
+        self.comparison = comparison
+
+    def can_replace(self, message: Message) -> bool:
+        """A later comparison holds everything that an earlier one does."""
+        return isinstance(message, ComparisonChanged)
 
 
 class RunGone(Message):

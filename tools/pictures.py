@@ -40,9 +40,10 @@ SCREENS = {
     "help": ("question_mark",),
     "layers": ("enter", "m", "m", "m", "m", "m"),
     "grown": ("enter", "right", "right", "right", "right"),
+    "compare": ("space", "j", "space", "c"),
     "lost": (),
 }
-GROWN = ("layers", "grown")  # of a run that is made when the first of them is drawn, for it stands on top then
+GROWN = ("layers", "grown", "compare")  # of a run that is made before the first of them: it stands on top then
 MASK_SECONDS = 30.0  # the trainer reads the rows: seconds of loading
 
 
@@ -56,6 +57,7 @@ def draw(svg: str, target: Path) -> None:
 
 async def shoot(service: Service, name: str, size: tuple[int, int], out: Path) -> None:
     """Open the app at `size`, go to the screen called `name`, and draw it once it stands still."""
+    service.home.app_state.unlink(missing_ok=True)  # else it opens where the last one was left
     app = FusionApp(service)
     async with app.run_test(size=size) as pilot:
         await pilot.pause(1.0)
@@ -105,7 +107,7 @@ def main() -> None:
             environment = {**os.environ, "FUSION_HOME": str(home.root)}
             subprocess.run([sys.executable, "-m", "fusion_tui.cli", "demo"], env=environment, check=True)
         daemon.ensure_running(home)
-        service = Service(home, config=Settings())
+        service = Service(home, config=Settings(theme="dark"))
         grown = asked.home is not None
         for name in asked.only:
             if name in GROWN and not grown:

@@ -283,8 +283,18 @@ def find_gguf(source: str) -> Path | None:
     return None
 
 
-def convert_gguf(file: Path, target: Path, *, python: str, progress: Progress = silent) -> None:
-    """Turn a GGUF file into a 16-bit model folder at `target`, so that all later work is on one format."""
+def convert_gguf(
+    file: Path,
+    target: Path,
+    *,
+    python: str,
+    progress: Progress = silent,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
+    """Turn a GGUF file into a 16-bit model folder at `target`, so that all later work is on one format.
+
+    `stopped` is asked several times a second whether to give up. Raises InvalidData, NoSpace.
+    """
     if not file.is_file():
         raise InvalidData(f"{file} does not exist.")
     # 16 bits a weight from as little as 4: at most four times the file.
@@ -292,7 +302,7 @@ def convert_gguf(file: Path, target: Path, *, python: str, progress: Progress = 
     progress(f"converting {file.name}", None)
     staged = stage_of(target)
     try:
-        process.run_tool("engine.trainer.convert", [str(file), str(staged)], python=python)
+        process.run_tool("engine.trainer.convert", [str(file), str(staged)], python=python, stopped=stopped)
         atomic.publish(staged, target)
     except RuntimeError as error:
         raise InvalidData(f"{file.name} could not be converted: {error}") from None

@@ -35,8 +35,13 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 
 
 def examine(machine: Machine) -> Iterator[Finding]:
-    """Make every check, and give each finding when it is made. Changes nothing, and never raises."""
+    """Make every check, and give each finding when it is made, until `machine.stopped`.
+
+    Changes nothing, and never raises.
+    """
     for name, check in CHECKS:
+        if machine.stopped():
+            return
         yield from _carried_out(name, check, machine)
 
 

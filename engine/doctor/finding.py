@@ -69,7 +69,8 @@ class _Untouched(Store):
 
 @dataclass
 class Machine:
-    """What the checks look at. `root` is where /etc, /var, /run and /proc are looked for; `tell` hears of long work."""
+    """What the checks look at. `root` is where /etc, /var, /run and /proc are looked for; `tell` hears of long work,
+    `stopped` is asked whether to look no further."""
 
     home: Home
     settings: Settings = field(default_factory=Settings)
@@ -80,6 +81,7 @@ class Machine:
     devices: Callable[[], Sequence[Device]] = resources.devices
     clock: Callable[[], float] = time.time
     tell: Callable[[str], object] = lambda _: None
+    stopped: Callable[[], bool] = lambda: False
     training_seconds: float = 120.0  # that the training interpreter may take to answer
     _unread: bool = False
 

@@ -105,10 +105,15 @@ def training(machine: Machine) -> Iterator[Finding]:
     deadline = time.monotonic() + machine.training_seconds
     try:
         answer = process.run_tool(
-            "engine.trainer.stack", [], python=interpreter, stopped=lambda: time.monotonic() > deadline
+            "engine.trainer.stack",
+            [],
+            python=interpreter,
+            stopped=lambda: machine.stopped() or time.monotonic() > deadline,
         )
         facts = json.loads(answer.splitlines()[-1])
     except (RuntimeError, ValueError, IndexError, OSError) as error:
+        if machine.stopped():
+            return
         late = time.monotonic() > deadline
         why = f"did not answer within {machine.training_seconds:.0f} s" if late else f"fails: {error}"
         remedy = f"Try it by hand: {interpreter} -m engine.trainer.stack; fusion-tui is installed there by --no-deps."

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from engine import catalog
 from engine.catalog import AnyModel
-from store import catalog, jobs, telemetry
+from store import catalog as entries
+from store import jobs, states, telemetry
 from store.catalog import Model
 from store.library import Database
 
@@ -52,10 +54,28 @@ class Lineage:
         return self.parents[0] if self.parents else None
 
 
+@dataclass(frozen=True)
+class Dependents:
+    """What needs a model. `runs` that have not ended read it, and it stays while they do; `ended` ones, which failed
+    or were cancelled, could not be retried without it; `models` were made from it and would lose their origin."""
+
+    runs: tuple[str, ...]
+    ended: tuple[str, ...]
+    models: tuple[str, ...]
+
+
+def dependents(db: Database, model: AnyModel) -> Dependents:
+    """Return the names of what needs a model."""
+    over = jobs.newest(db, states=(states.FAILED, states.CANCELLED))
+    ended = tuple(job.name for job in over if model.id in (job.base_model_id, job.source_model_id))
+    made = tuple(one.name for one in entries.models(db) if one.base_model_id == model.id)
+    return Dependents(tuple(catalog.users_of(db, model)), ended, made)
+
+
 def of_models(db: Database, models: Sequence[Model]) -> dict[str, Lineage]:
     """Return the lineage of each of these models, by its id."""
-    own = catalog.models(db)
-    known: dict[str, AnyModel] = {base.id: base for base in catalog.base_models(db)}
+    own = entries.models(db)
+    known: dict[str, AnyModel] = {base.id: base for base in entries.base_models(db)}
     known |= {one.id: one for one in own}
     types = jobs.types(db, [one.job_id for one in [*models, *own] if one.job_id])
     starts = {job: StartPoint(*found) for job, found in telemetry.starts(db, types).items()}

@@ -29,6 +29,8 @@ from engine.running.ballast import BALLAST_BYTES, Ballast
 from engine.running.deaths import Death, OomWatch, oom_kills
 from engine.running.holds import Holds, Releases
 from engine.running.ingest import ingest
+from engine.running.limits import Limits
+from engine.running.notices import Notices
 from engine.running.stalls import STALL_SHOWN_SECONDS, Stalls
 from engine.running.starting import Starter
 from engine.service import Service
@@ -88,6 +90,8 @@ class Supervisor:
         self._stalls = Stalls(
             self._store, self._holds, limit=limit, shown=stall_shown, clock=clock, monotonic=monotonic
         )
+        self._limits = Limits(self._store, service.settings, clock=clock, monotonic=monotonic)
+        self._notices = Notices(self._store, service.settings, service.home.root, clock=clock)
         self._oom = OomWatch(oom_count, monotonic)
         self._met: set[tuple[str, int]] = set()  # attempts whose worker this supervisor saw alive
         self._told: set[tuple[str, int]] = set()  # those that it has told to stop
@@ -125,6 +129,10 @@ class Supervisor:
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set. What fails is logged and tried again: nobody is there to start it anew."""
+        with self._notices.at_work():
+            self._run(stop)
+
+    def _run(self, stop: threading.Event) -> None:
         said = ""
         while not stop.is_set():
             try:
@@ -212,6 +220,7 @@ class Supervisor:
         else:
             self._have_saved(job, attempt, identity)
             self._stalls.look(job, attempt, identity)
+            self._limits.look(job, attempt)
 
     def _settle(self, attempt: Attempt, identity: Identity) -> None:
         """Let follow what follows from a worker's end, once nothing of it is left."""
@@ -234,6 +243,7 @@ class Supervisor:
         self._starter.forget(attempt)
         self._releases.ended(attempt)
         self._stalls.forget(attempt)
+        self._limits.forget(attempt)
         ended = attempt.outcome or f"lost: {death.words}"
         log.info("job %s: attempt %d ended (%s), now %s", attempt.job_id, attempt.fence, ended, state)
 

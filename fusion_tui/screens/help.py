@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Footer, Static
 
-from fusion_tui.actions import SCOPES, bindings, of_scope
+from fusion_tui.actions import SCOPES, bindings
 from fusion_tui.screens.job_screen import FusionScreen
 from fusion_tui.widgets.facts import grid
 
@@ -38,5 +38,6 @@ class HelpScreen(FusionScreen):
         yield Footer(compact=True, show_command_palette=False)
 
     def _block(self, scope: str) -> list[RenderableType]:
-        rows = [(Text(f"{action.key_text:<14}", style="bold"), action.tooltip) for action in of_scope(scope)]
+        actions = self.fusion.keymap.of_scope(scope)
+        rows = [(Text(f"{action.key_text:<14}", style="bold"), action.tooltip) for action in actions]
         return [Text(f"\n{SCOPES[scope]}", style="bold cyan"), grid(rows)]

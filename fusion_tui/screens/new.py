@@ -94,8 +94,10 @@ class NewScreen(FusionScreen):
             self.job_id = job_id
             self.name = name
 
-    def __init__(self) -> None:
+    def __init__(self, model_id: str = "") -> None:
+        """Begin with this model chosen, where one is named."""
         super().__init__()
+        self._model_id = model_id
         self._key = str(uuid.uuid4())
         self._type = FINETUNE  # of the settings that are in the form
         self._before: Draft | None = None  # what the form held, while its settings are exchanged
@@ -141,7 +143,8 @@ class NewScreen(FusionScreen):
     def _offer(self, message: Loaded) -> None:
         self._catalogue = message.catalogue
         models, datasets = message.catalogue.models, message.catalogue.datasets
-        self._row("model").offer([(_model_title(one), one.id) for one in models], _first_choice(models))
+        named = next((one.id for one in models if one.id == self._model_id), _first_choice(models))
+        self._row("model").offer([(_model_title(one), one.id) for one in models], named)
         self._row("dataset").offer([(_dataset_title(one), one.id) for one in datasets], _first_choice(datasets))
         self._judge_soon()
 

@@ -12,8 +12,8 @@ from engine.service import Job
 from fusion_tui import format as fmt
 from fusion_tui.actions import bindings
 from fusion_tui.messages import RunView
+from fusion_tui.screens.chart_screen import ChartScreen
 from fusion_tui.screens.job_screen import JobScreen
-from fusion_tui.widgets.curve import AXES, SMOOTHING, Look
 from fusion_tui.widgets.facts import CheckpointsPage, ConfigPage, EventsPage, Page, ResultPage
 from fusion_tui.widgets.log_tail import LogTail
 from fusion_tui.widgets.loss_chart import LossChart
@@ -22,7 +22,7 @@ from fusion_tui.widgets.run_header import RunHeader
 from fusion_tui.widgets.strip import Trouble
 
 
-class RunScreen(JobScreen):
+class RunScreen(ChartScreen, JobScreen):
     """The screen of the run with the id `job_id`."""
 
     BINDINGS = bindings("run")
@@ -102,35 +102,22 @@ class RunScreen(JobScreen):
 
     # The chart's look ---------------------------------------------------------------------------------------------
 
-    @property
-    def _look(self) -> Look:
-        return self.query_one(LossChart).look
+    def chart(self) -> LossChart:
+        """Return the chart that keys change."""
+        return self.query_one(LossChart)
 
-    def _set_look(self, look: Look) -> None:
-        self.query_one(LossChart).set_look(look)
+    def chart_name(self) -> str:
+        """Return what files with the chart are called after."""
+        return f"{self._view.job.name if self._view else self.job_id}-{self.chart().look.metric}"
 
     @on(Tabs.TabActivated, "MetricTabs")
     def _metric_chosen(self, event: Tabs.TabActivated) -> None:
-        self._set_look(replace(self._look, metric=event.tab.id or "loss"))
+        self.chart().set_look(replace(self.chart().look, metric=event.tab.id or "loss"))
 
     def action_metric(self) -> None:
         """Show the next metric."""
         self.query_one(TabbedContent).active = "charts"
         self.query_one(MetricTabs).next_metric()
-
-    def action_x_axis(self) -> None:
-        """Go on to the next x axis."""
-        axis = AXES[(AXES.index(self._look.axis) + 1) % len(AXES)]
-        self._set_look(replace(self._look, axis=axis))
-
-    def action_log_y(self) -> None:
-        """Turn the logarithmic axis on or off."""
-        self._set_look(replace(self._look, log_y=not self._look.log_y))
-
-    def action_smooth(self, change: int) -> None:
-        """Smooth more, less, or (0) not at all."""
-        level = min(max(self._look.level + change, 0), len(SMOOTHING) - 1) if change else 0
-        self._set_look(replace(self._look, level=level))
 
     def action_follow(self) -> None:
         """Follow the log, or stand still."""

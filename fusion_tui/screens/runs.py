@@ -96,6 +96,19 @@ class RunsScreen(JobScreen):
         if job_id := self.query_one(RunsTable).selected:
             self.fusion.open_run(job_id)
 
+    def action_mark(self) -> None:
+        """Mark the selected run, or take its mark away."""
+        if not self.query_one(RunsTable).toggle_mark():
+            self.notify("Eight runs are marked, as many as fit: unmark one first.")
+
+    def action_compare(self) -> None:
+        """Lay the marked runs over one another."""
+        marks = self.query_one(RunsTable).marks
+        if len(marks) < 2:
+            self.notify(f"Mark two to eight runs with Space first; marked: {len(marks)}.")
+            return
+        self.fusion.open_compare(marks)
+
     def action_filter(self) -> None:
         """Begin to filter."""
         field = self.query_one("#filter", Input)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from engine.service import Checkpoint, Event, Point
 
@@ -16,6 +16,7 @@ LIMIT = 200
 SMOOTHING = (0.0, 0.6, 0.8, 0.9, 0.95, 0.98, 0.99)
 DEFAULT_LEVEL = 3
 AXES = ("step", "tokens", "time")
+ZOOMS = (1.0, 0.5, 0.2, 0.05)  # shares of the x axis that are shown, at its end
 
 METRICS: dict[str, str] = {
     "loss": "loss",
@@ -43,11 +44,30 @@ class Look:
     axis: str = "step"
     log_y: bool = False
     level: int = DEFAULT_LEVEL
+    zoom: int = 0
 
     @property
     def smoothing(self) -> float:
         """The weight of the past in the moving average."""
         return SMOOTHING[self.level]
+
+    @property
+    def words(self) -> str:
+        """Say along what and how it is drawn."""
+        near = f", last {100 * ZOOMS[self.zoom]:g} %" if self.zoom else ""
+        return f"by {self.axis}{', log y' if self.log_y else ''}{near}"
+
+    def smoother(self, change: int) -> Look:
+        """Return this look with more smoothing (1), less (-1), or none (0)."""
+        return replace(self, level=min(max(self.level + change, 0), len(SMOOTHING) - 1) if change else 0)
+
+    def next_axis(self) -> Look:
+        """Return this look along the next axis, after the last along the first."""
+        return replace(self, axis=AXES[(AXES.index(self.axis) + 1) % len(AXES)])
+
+    def nearer(self) -> Look:
+        """Return this look at less of the curve's end; after the nearest, at the whole."""
+        return replace(self, zoom=(self.zoom + 1) % len(ZOOMS))
 
 
 @dataclass(frozen=True)
@@ -149,26 +169,50 @@ def _marks(
     return tuple(marks)
 
 
+def begin_of(curves: Iterable[Sequence[Point]], look: Look) -> float:
+    """Return where along its axis a look begins at these curves, so that all of them end within it."""
+    if not look.zoom:
+        return -math.inf
+    placed = [x for points in curves for x in map(_x_of(points, look.axis), points) if x is not None]
+    return max(placed) - ZOOMS[look.zoom] * (max(placed) - min(placed)) if placed else -math.inf
+
+
+def _cut(line: Line, begin: float) -> Line:
+    """Return what of a line lies at `begin` or behind it; a clock may have jumped, so the order tells nothing."""
+    if begin == -math.inf:
+        return line
+    kept = [(x, y) for x, y in zip(*line, strict=True) if x >= begin]
+    return [x for x, _ in kept], [y for _, y in kept]
+
+
 def trace(
     points: Sequence[Point],
     look: Look,
     events: Sequence[Event] = (),
     checkpoints: Sequence[Checkpoint] = (),
     aside: Sequence[Point] = (),
+    *,
+    begin: float | None = None,
+    limit: int = LIMIT,
 ) -> Curve:
-    """Return the curve of `points` for a look, and beside it the loss of the comparison that is among `aside`."""
+    """Return the curve of `points` for a look, and beside it the loss of the comparison that is among `aside`.
+
+    It begins where the look does, or at `begin` where it is to share an axis with others; `limit` is the points of
+    each line.
+    """
     x_of = _x_of(points, look.axis)
+    begin = begin_of([points], look) if begin is None else begin
     train = [point for point in points if point.phase == "train"]
     xs, ys = _line(train, look, x_of)
     smoothed = smooth(ys, look.smoothing) if look.level else []
     judged = [point for point in points if point.phase == "eval"] if look.metric == "loss" else []
     evals = _line(judged, look, x_of)
-    rival, rival_evals = _rival(aside, look)
+    rival, rival_evals = (decimate(*_cut(line, begin), limit) for line in _rival(aside, look))
     return Curve(
-        raw=decimate(xs, ys),
-        smoothed=decimate(xs, smoothed) if smoothed else ([], []),
-        evals=decimate(*evals),
-        marks=_marks(points, x_of, events, checkpoints),
+        raw=decimate(*_cut((xs, ys), begin), limit),
+        smoothed=decimate(*_cut((xs, smoothed), begin), limit) if smoothed else ([], []),
+        evals=decimate(*_cut(evals, begin), limit),
+        marks=tuple(mark for mark in _marks(points, x_of, events, checkpoints) if mark[1] >= begin),
         last=tuple(line[-1] if line else None for line in (ys, smoothed, evals[1])),  # type: ignore[arg-type]
         rival=rival,
         rival_evals=rival_evals,
@@ -183,4 +227,4 @@ def _rival(aside: Sequence[Point], look: Look) -> tuple[Line, Line]:
     judged = [point for point in aside if point.phase == "ungrown_eval"]
     x_of = _x_of([*judged, *trained], look.axis)
     xs, ys = _line(trained, look, x_of)
-    return decimate(xs, smooth(ys, look.smoothing) if look.level else ys), decimate(*_line(judged, look, x_of))
+    return (xs, smooth(ys, look.smoothing) if look.level else ys), _line(judged, look, x_of)

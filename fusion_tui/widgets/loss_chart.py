@@ -1,22 +1,20 @@
 """The live chart of one run: raw and smoothed values, evaluations, marks, or its layers; a caption, a legend in words.
 
-The rule: it draws at most four times a second, and only when its points, its look or its size changed.
+The rule: every line and every sign of the picture is named in its caption or its legend.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable
 
 from rich.text import Text
-from textual import events
-from textual.timer import Timer
-from textual.widgets import Static
 
 from engine.service import Point
 from fusion_tui import format as fmt
+from fusion_tui.export import Sheet, curve_sheet, layers_sheet
 from fusion_tui.messages import RunView
+from fusion_tui.widgets.chart import Chart
 from fusion_tui.widgets.curve import LAYERS, METRICS, SMOOTHING, Curve, Look, trace
 from fusion_tui.widgets.layer_bars import draw_layers
 from fusion_tui.widgets.plot import (
@@ -31,72 +29,41 @@ from fusion_tui.widgets.plot import (
 )
 from fusion_tui.widgets.shaping import layers_of
 
-DRAW_EVERY_S = 0.25
 LEAST_FOR_LEGEND = 8  # lines of the box; below, the curve needs them all
 
 
-class LossChart(Static):
-    """A chart as large as its box, with the caption in its first line."""
+class LossChart(Chart):
+    """A chart with the caption in its first line."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.look = Look()
-        self.drawn = 0
         self._view: RunView | None = None
-        self._done: tuple[object, ...] = ()
-        self._drawn_at = float("-inf")
-        self._timer: Timer | None = None
 
     @property
     def points(self) -> tuple[Point, ...]:
         """What the chart shows now."""
         return self._view.points if self._view else ()
 
-    @property
-    def is_current(self) -> bool:
-        """Whether all that is known is drawn: redraws wait for one another."""
-        return self._timer is None and self._state() == self._done
-
     def show_run(self, view: RunView | None) -> None:
         """Show a run, or nothing."""
         self._view = view
-        self._request()
+        self.request()
 
-    def set_look(self, look: Look) -> None:
-        """Draw in another way."""
-        self.look = look
-        self._request()
-
-    def on_resize(self, _: events.Resize) -> None:
-        """The box changed, or came into sight."""
-        self._request()
-
-    def _request(self) -> None:
-        """Draw now, or as soon as a quarter of a second has passed since the last time."""
-        if self._timer is not None or self._state() == self._done:
-            return
-        wait = self._drawn_at + DRAW_EVERY_S - time.monotonic()
-        if wait <= 0:
-            self._draw()
-        else:
-            self._timer = self.set_timer(wait, self._draw)
-
-    def _state(self) -> tuple[object, ...]:
+    def data(self) -> tuple[object, ...]:
+        """What is drawn of the run."""
         view = self._view
-        parts = (view.points, view.aside, len(view.events), view.checkpoints, view.job.id) if view else ()
-        return (*parts, self.look, self.size)
+        return (view.points, view.aside, len(view.events), view.checkpoints, view.job.id) if view else ()
 
-    def _draw(self) -> None:
-        self._timer = None
-        width, height = self.size
-        if not self.is_attached or not width or not height:
-            return
-        self._done = self._state()
-        self._drawn_at = time.monotonic()
-        self.drawn += 1
-        self.update(self._picture(width, height), layout=False)
+    def sheet(self) -> Sheet | None:
+        """The run's whole curve, or its layers."""
+        view = self._view
+        if view and (self.look.metric == LAYERS or not view.job.total_steps):
+            layers = layers_of(view)
+            return layers_sheet(layers.title, layers.values, layers.signs) if layers else None
+        return curve_sheet([(view.job, view.points)], self.look) if view and view.points else None
 
-    def _picture(self, width: int, height: int) -> Text:
+    def picture(self, width: int, height: int) -> Text:
+        """The curve as the look wants it, or the layers."""
         view = self._view
         if view is None:
             return Text("")
@@ -132,7 +99,7 @@ def _caption(curve: Curve, look: Look) -> Text:
         parts.append(Text(f"⠶ smoothed {SMOOTHING[look.level]:g}: {fmt.number(smoothed)}", style=f"color({SMOOTHED})"))
     if judged is not None:
         parts.append(Text(f"◆ eval {fmt.number(judged)}", style=f"color({EVAL})"))
-    parts.append(Text(f"by {look.axis}{', log y' if look.log_y else ''}", style="dim"))
+    parts.append(Text(look.words, style="dim"))
     return Text(" · ").join(parts)
 
 

@@ -6,6 +6,9 @@ The rule: this is the only module that touches plotext; each draw starts from a 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.text import Text
@@ -28,21 +31,37 @@ SIGNS: dict[str, tuple[str, int]] = {
     "early_stop": ("■", 71),
 }
 LEAST_WIDTH, LEAST_HEIGHT = 16, 4
+# Of runs that are compared, the first to the eighth: neither ground nor a 16-colour terminal hides one of them.
+STRANDS = (33, 208, 71, 133, 160, 37, 136, 245)
+LETTERS = "ABCDEFGH"
+STAMP_EVERY = 12  # cells between two letters on the curves, of all runs together
+
+
+@dataclass(frozen=True)
+class Strand:
+    """One of several runs in a chart: its place, from 0, gives it a letter and a colour."""
+
+    place: int
+    line: Line
+    evals: Line
+
+    @property
+    def letter(self) -> str:
+        """The letter that stands for the run."""
+        return LETTERS[self.place]
+
+    @property
+    def color(self) -> int:
+        """The number of its colour."""
+        return STRANDS[self.place]
 
 
 def draw(curve: Curve, look: Look, width: int, height: int) -> Text:
     """Return the chart, `width` × `height` cells. Text that fits stands in where it does not or nothing is there."""
     if curve.empty or width < LEAST_WIDTH or height < LEAST_HEIGHT:
         return Text("no points yet" if curve.empty else "too small for a chart", style="dim")
-    import plotext as plt
-
-    plt.clear_figure()
-    plt.limit_size(False, False)
-    plt.theme("clear")
-    plt.plot_size(width, height)
-    plt.xaxes(True, False)
-    plt.yaxes(True, False)
-    top = _scale(plt, curve, look, width, height)
+    plt = _begin(width, height)
+    top = _scale(plt, curve.lines, look, width, height)
     for kind, x in curve.marks:
         if kind != "spike":  # there may be many
             plt.vertical_line(x, color=SIGNS[kind][1])
@@ -58,6 +77,50 @@ def draw(curve: Curve, look: Look, width: int, height: int) -> Text:
     for kind, x in curve.marks:
         sign, color = SIGNS[kind]
         plt.text(sign, x=x, y=top, alignment="center", color=color)
+    return _end(plt)
+
+
+def draw_overlay(strands: Sequence[Strand], look: Look, width: int, height: int) -> Text:
+    """Return the curves of several runs in one chart: each is stamped with its letter, its evaluations are small ones.
+
+    Text that fits stands in where the chart does not, or nothing is there.
+    """
+    strands = [strand for strand in strands if strand.line[0] or strand.evals[0]]
+    if not strands or width < LEAST_WIDTH or height < LEAST_HEIGHT:
+        return Text("too small for a chart" if strands else "no points yet", style="dim")
+    plt = _begin(width, height)
+    _scale(plt, [line for strand in strands for line in (strand.line, strand.evals)], look, width, height)
+    for strand in strands:
+        _line(plt, strand.line, look, LINE_MARKER, strand.color)
+    for strand in strands:
+        if strand.evals[0]:
+            plt.scatter(strand.evals[0], _ys(strand.evals, look), marker=strand.letter.lower(), color=strand.color)
+    # Letters last, over whatever crosses them; each run's stand at places of its own, and one at its end.
+    for place, strand in enumerate(strands):
+        xs, ys = strand.line[0], _ys(strand.line, look)
+        count = max(1, width // (STAMP_EVERY * len(strands))) if xs else 0
+        share = [(turn + (place + 1) / (len(strands) + 1)) / count for turn in range(count)]
+        found = [min(bisect_left(xs, xs[0] + one * (xs[-1] - xs[0])), len(xs) - 1) for one in share]
+        found += [len(xs) - 1] if xs else []
+        plt.scatter([xs[i] for i in found], [ys[i] for i in found], marker=strand.letter, color=strand.color)
+    return _end(plt)
+
+
+def _begin(width: int, height: int) -> Any:
+    """Return plotext with a cleared figure of a size."""
+    import plotext as plt
+
+    plt.clear_figure()
+    plt.limit_size(False, False)
+    plt.theme("clear")
+    plt.plot_size(width, height)
+    plt.xaxes(True, False)
+    plt.yaxes(True, False)
+    return plt
+
+
+def _end(plt: Any) -> Text:
+    """Return the figure as text, and clear it."""
     drawn = Text.from_ansi(plt.build().rstrip("\n"), no_wrap=True, end="")
     plt.clear_figure()
     return drawn
@@ -72,10 +135,10 @@ def _ys(line: Line, look: Look) -> list[float]:
     return [math.log10(y) for y in line[1]] if look.log_y else line[1]
 
 
-def _scale(plt: Any, curve: Curve, look: Look, width: int, height: int) -> float:
+def _scale(plt: Any, lines: Sequence[Line], look: Look, width: int, height: int) -> float:
     """Set limits and ticks of both axes; return the upper end of the y axis."""
-    xs = [x for line in curve.lines for x in line[0]]
-    ys = [y for line in curve.lines for y in _ys(line, look)]
+    xs = [x for line in lines for x in line[0]]
+    ys = [y for line in lines for y in _ys(line, look)]
     low, high = min(xs), max(*xs, min(xs) + 1)
     plt.xlim(low, high)
     ticks = _ticks(low, high, max(2, width // 14), least=1)

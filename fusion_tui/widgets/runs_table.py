@@ -17,6 +17,7 @@ from engine.service import Job
 from fusion_tui import format as fmt
 from fusion_tui.actions import bindings
 from fusion_tui.messages import Overview
+from fusion_tui.widgets.plot import LETTERS, STRANDS
 
 NAME_LEAST, NAME_MOST = 16, 44
 BAR = 6
@@ -104,6 +105,7 @@ class RunsTable(DataTable[Text]):
         self._shown: list[Column] = []
         self._overview = Overview()
         self._filter = ""
+        self.marks: dict[str, int] = {}  # runs to compare, each with its place among the letters
 
     @property
     def selected(self) -> str | None:
@@ -115,7 +117,26 @@ class RunsTable(DataTable[Text]):
     def show_overview(self, overview: Overview) -> None:
         """Show these runs."""
         self._overview = overview
+        if overview.loaded:
+            there = {job.id for job in overview.jobs}
+            self.marks = {job_id: place for job_id, place in self.marks.items() if job_id in there}
         self.refresh_rows()
+
+    def toggle_mark(self) -> bool:
+        """Mark the selected run, or take its mark away; say whether that could be: there are eight marks.
+
+        A mark stays with its run, also where the filter hides it, and is a letter: that of the run's curve.
+        """
+        job_id = self.selected
+        if job_id is None or self.marks.pop(job_id, None) is not None:
+            self.refresh_rows()
+            return True
+        free = sorted({*range(len(LETTERS))} - {*self.marks.values()})
+        if not free:
+            return False
+        self.marks[job_id] = free[0]
+        self.refresh_rows()
+        return True
 
     def set_filter(self, text: str) -> None:
         """Show only runs that contain every word of `text`."""
@@ -159,7 +180,13 @@ class RunsTable(DataTable[Text]):
 
     def _cells(self, job: Job) -> list[Text]:
         now = self._clock()
-        return [column.text(job, self._overview, now) for column in self._shown]
+        cells = [column.text(job, self._overview, now) for column in self._shown]
+        if (place := self.marks.get(job.id)) is None:
+            return cells
+        mark = Text(f"[{LETTERS[place]}] ", style=f"bold color({STRANDS[place]})", no_wrap=True, overflow="ellipsis")
+        return [
+            mark + cell if column.title == "name" else cell for column, cell in zip(self._shown, cells, strict=True)
+        ]
 
     def _touch(self, jobs: list[Job]) -> None:
         for job in jobs:

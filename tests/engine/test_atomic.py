@@ -218,6 +218,8 @@ ALLOWED = {
     ("engine/data/importing.py", "open"): "the copy of a dataset in a stage, published by rename",
     ("engine/data/exporting.py", "truncate"): "a buffer in memory",
     ("engine/running/supervisor.py", "open"): "the lock file",
+    ("engine/settings.py", "mkdir"): "the folder of the settings file, where there is none",
+    ("engine/settings.py", "open"): "the settings file with nothing set, where there is none",
     ("engine/running/supervisor.py", "ftruncate"): "the lock file, whose content only names its holder",
     ("engine/running/supervisor.py", "write"): "the lock file, whose content only names its holder",
 }

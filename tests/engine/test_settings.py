@@ -45,6 +45,17 @@ def test_what_the_file_says_holds(file: Path) -> None:
         ("keep_checkpoints = 1", "keep_checkpoints: "),
         ("usd_per_gpu_hour = -1", "usd_per_gpu_hour: "),
         ("stall_limit_minutes = -5", "stall_limit_minutes: "),
+        ('notify_command = "say done"', "notify_command: "),
+        ('notify_on = ["done"]', "notify_on: input should be 'finished', 'failed' or 'attention'"),
+        ('notify_webhook = "ftp://x/hidden"', "notify_webhook: value error, must be http:// or https://"),
+        ('notify_webhook = "https://me:hidden@x/"', "notify_webhook: "),
+        ('notify_webhook = "https:///hidden"', "notify_webhook: "),
+        ('notify_webhook = "http://x:70000/hidden"', "notify_webhook: "),
+        ("max_hours = -1", "max_hours: "),
+        ('theme = "blue"', "theme: input should be 'auto', 'dark', 'light' or 'ansi'"),
+        ('motion = "none"', "motion: input should be 'auto', 'full' or 'reduced'"),
+        ('keys = "x"', "keys: "),
+        ("max_usd = nan", "max_usd: "),
         ("port = ", "cannot be read"),
     ],
 )
@@ -54,6 +65,16 @@ def test_a_fault_is_told_with_the_file_and_the_key(file: Path, text: str, words:
         settings.load()
     assert str(file) in str(caught.value)
     assert words in str(caught.value)
+    assert "hidden" not in str(caught.value)
+
+
+def test_of_a_webhook_only_the_host_is_shown(file: Path) -> None:
+    file.write_text('notify_webhook = "https://hooks.example.org/T0/hidden"\nmax_hours = 12\n')
+    found = settings.load()
+    assert found.notify_webhook.endswith("/T0/hidden")
+    shown = {one.name: one.value for one in settings.told(found)}
+    assert (shown["notify_webhook"], shown["max_hours"]) == ("https://hooks.example.org/…", 12.0)
+    assert "hidden" not in repr(found)
 
 
 def test_the_port_of_the_environment_wins_and_its_faults_name_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,7 @@ async def test_help_lists_every_action(service: Service, action: actions.Action)
 
 async def test_help_is_reached_by_a_key_and_shows_all_of_the_table(service: Service) -> None:
     app = open_app(service)
-    async with app.run_test(notifications=True, size=(160, 90)) as pilot:
+    async with app.run_test(notifications=True, size=(160, 200)) as pilot:
         await sees(pilot, "No runs yet")
         await pilot.press("question_mark")
         await until(pilot, lambda: isinstance(app.screen, HelpScreen))

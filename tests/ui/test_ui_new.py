@@ -333,8 +333,10 @@ async def test_any_size_of_the_form_is_survived(service: Service) -> None:
     async with app.run_test(notifications=True, size=SMALL) as pilot:
         await pilot.press("n")
         await advised(pilot)
-        for size, type in zip(((20, 6), (1, 1), (300, 80), SMALL), (*TYPES, FINETUNE), strict=True):
-            await pilot.resize_terminal(*size)
+        for size, type in zip(((60, 18), (300, 80), (61, 19), SMALL), (*TYPES, FINETUNE), strict=True):
+            for each in ((20, 6), (1, 1), size):
+                await pilot.resize_terminal(*each)
+            await until(pilot, lambda: isinstance(app.screen, NewScreen), what="room for the form")
             await choose_type(pilot, type)
         await sees(pilot, "✓ can be queued", "memory: ")
 
