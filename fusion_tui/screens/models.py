@@ -18,8 +18,8 @@ from textual.worker import get_current_worker
 from engine.service import BaseModel, Dependents, Model, NotFound
 from fusion_tui import format as fmt
 from fusion_tui.actions import bindings
+from fusion_tui.screens.catalogue import CatalogueScreen
 from fusion_tui.screens.confirm import Confirm
-from fusion_tui.screens.job_screen import FusionScreen
 from fusion_tui.widgets.model_card import card, loss_of, names
 from fusion_tui.widgets.models_table import ModelsTable
 from fusion_tui.widgets.models_tree import Branch, tree
@@ -31,23 +31,14 @@ Press a to add one: a Hugging Face folder, a GGUF file, or a hub name like owner
 In a terminal: fusion-tui models add PATH_OR_HUB_ID --name NAME"""
 
 TITLE = "Models: a adds one, n starts a run from the selected one, D deletes"
-LOOK_EVERY_S = 2.0
 
 
-class ModelsScreen(FusionScreen):
+class ModelsScreen(CatalogueScreen):
     """The tree of models."""
 
     BINDINGS = bindings("models")
     AUTO_FOCUS = "ModelsTable"
     SCOPE = "models"
-
-    class Loaded(Message):
-        """The catalogue was read; `error` says why it could not be."""
-
-        def __init__(self, branches: tuple[Branch, ...], error: str = "") -> None:
-            super().__init__()
-            self.branches = branches
-            self.error = error
 
     class Counted(Message):
         """What some models take on disk, in bytes by their ids."""
@@ -67,9 +58,7 @@ class ModelsScreen(FusionScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown: tuple[Branch, ...] | None = None
         self._sizes: dict[str, int] = {}
-        self._loading = False
 
     def compose(self) -> ComposeResult:
         """Title, list, and what is known of one."""
@@ -81,27 +70,10 @@ class ModelsScreen(FusionScreen):
         yield Static(EMPTY, id="empty", markup=False)
         yield Footer(compact=True, show_command_palette=False)
 
-    def on_mount(self) -> None:
-        """Read the catalogue, now and then again: runs and the command line add to it too."""
-        self._load()
-        self.set_interval(LOOK_EVERY_S, self._load)
-
     # What there is ------------------------------------------------------------------------------------------------
 
-    def _load(self) -> None:
-        """Look again, unless a look still waits: a locked store would gather threads that nobody can end."""
-        if not self._loading:
-            self._loading = True
-            self._read()
-
-    @work(thread=True, group="load", exit_on_error=False)
-    def _read(self) -> None:
-        try:
-            self.post_message(self.Loaded(self._branches()))
-        except Exception as error:  # noqa: BLE001  (a thread's edge: a silent one would never look again)
-            self.post_message(self.Loaded((), fmt.failure(error)))
-
-    def _branches(self) -> tuple[Branch, ...]:
+    def read(self) -> tuple[Branch, ...]:
+        """Return the models, each below the one that it came from."""
         base, own = self.service.base_models(), self.service.models()
         runs = {model.job_id: self._run_name(model.job_id) for model in own if model.job_id}
         return tree(base, own, self.service.lineages(own), runs)
@@ -112,18 +84,10 @@ class ModelsScreen(FusionScreen):
         except NotFound:
             return ""
 
-    @on(Loaded)
-    def _show(self, message: Loaded) -> None:
-        self._loading = False
-        fault = self.query_one("#fault", Static)
-        fault.display = bool(message.error)
-        fault.update(f"✗ {message.error}")
-        if message.error or message.branches == self._shown:
-            return
-        self._shown = message.branches
-        self.set_class(not message.branches, "-empty")
+    def show(self) -> None:
+        """Fill the list, and count the files of models that are new in it."""
         self._fill()
-        uncounted = tuple(one.model for one in message.branches if one.model.id not in self._sizes)
+        uncounted = tuple(one.model for one in self.entries or () if one.model.id not in self._sizes)
         if uncounted:
             self._count(uncounted)
 
@@ -144,7 +108,7 @@ class ModelsScreen(FusionScreen):
         self._fill()
 
     def _fill(self) -> None:
-        self.query_one(ModelsTable).show(self._shown or (), self._sizes)
+        self.query_one(ModelsTable).show(self.entries or (), self._sizes)
         self._show_card()
 
     @on(DataTable.RowHighlighted)
@@ -155,7 +119,7 @@ class ModelsScreen(FusionScreen):
 
     def _selected(self) -> Branch | None:
         chosen = self.query_one(ModelsTable).selected
-        return next((one for one in self._shown or () if one.model.id == chosen), None)
+        return next((one for one in self.entries or () if one.model.id == chosen), None)
 
     # What can be done ---------------------------------------------------------------------------------------------
 
@@ -187,7 +151,7 @@ class ModelsScreen(FusionScreen):
             self.notify(
                 f"{fmt.clean(model.name)} v{model.version} is added: {model.params:,} parameters.", markup=False
             )
-            self._load()
+            self.look()
 
     def action_new(self) -> None:
         """Set up a run from the selected model."""
@@ -228,5 +192,5 @@ class ModelsScreen(FusionScreen):
 
     def _delete(self, branch: Branch) -> str:
         removed = self.service.remove_model(branch.model.id)
-        self.app.call_from_thread(self._load)
+        self.app.call_from_thread(self.look)
         return f"{removed.name} v{removed.version} is deleted."

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +17,13 @@ from pathlib import Path
 import pytest
 
 from engine.paths import Home
-from engine.running.supervisor import Supervisor
 from engine.service import Job, Service
 from engine.settings import Settings
 from fusion_tui.api.server import ApiServer
 from tests import tiny, worker
 from tests.conditions import eventually
 from tests.docs.api_text import BLOCKS, ROOT, Block, chosen
+from tests.supervised import working
 
 pytestmark = pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="needs curl and jq")
 
@@ -43,20 +42,6 @@ def serving(service: Service) -> Iterator[str]:
         yield api.url
     finally:
         api.stop()
-
-
-@contextmanager
-def working(service: Service) -> Iterator[None]:
-    """Have a supervisor work on the queue, with workers that need no time to load their libraries."""
-    supervisor, stop = Supervisor(service, launch=worker.launch), threading.Event()
-    thread = threading.Thread(target=supervisor.run, args=(stop,))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        supervisor.close()
 
 
 def run(service: Service, url: str, folder: Path, command: list[str], script: str, **variables: str) -> str:

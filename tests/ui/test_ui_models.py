@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input, Select
 
 from engine.service import BaseModel, Model, Service
-from fusion_tui.screens import models
+from fusion_tui.screens import catalogue
 from fusion_tui.screens.add_model import AddModel, name_from
 from fusion_tui.screens.confirm import Confirm
 from fusion_tui.screens.models import ModelsScreen
@@ -27,7 +27,7 @@ from tests.ui.driving import LARGE, SMALL, Runs, open_app, screen_text, sees, un
 @pytest.fixture(autouse=True)
 def looking_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the screen look again soon, so that no test waits for its two seconds."""
-    monkeypatch.setattr(models, "LOOK_EVERY_S", 0.3)
+    monkeypatch.setattr(catalogue, "LOOK_EVERY_S", 0.3)
 
 
 def add_own(service: Service, name: str, of: str, *, job: str | None = None, created: float = 2.0) -> Model:
